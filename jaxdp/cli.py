@@ -1,0 +1,54 @@
+"""The command line: `jaxdp COMMAND [options]`.
+
+A command is a module of `jaxdp.commands`, imported only when called, so that each starts fast.
+"""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+import tyro
+
+from jaxdp import __version__
+
+COMMANDS = {
+    "train": "train a model with fixed, dynamic or no privacy parameters",
+    "account": "the privacy that a schedule spends, before any training",
+    "attack": "reconstruct training examples from leaked gradients",
+    "audit": "measure a lower bound on epsilon and hold it against the claim",
+    "compare": "train, account for and attack every variant at the same epsilon; write the report",
+    "report": "write the report page from records",
+    "data": "list, prepare and describe data sets",
+}
+
+
+def _usage() -> str:
+    rows = "\n".join(f"  {name:<8} {text}" for name, text in COMMANDS.items())
+    return f"usage: jaxdp COMMAND [options]\n\n{rows}\n\njaxdp COMMAND --help lists a command's options."
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns 0, or 2 after one line on stderr where the input was refused."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_usage())
+        return 0
+    if arguments[0] == "--version":
+        print(__version__)
+        return 0
+    name, *rest = arguments
+    if name not in COMMANDS:
+        print(f"jaxdp: command={name!r}: unknown; choose from {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    command = importlib.import_module(f"jaxdp.commands.{name}")
+    try:
+        config = tyro.cli(command.Config, prog=f"jaxdp {name}", description=command.__doc__, args=rest)
+        command.run(config)
+    except (ValueError, OSError) as error:
+        print(f"jaxdp {name}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

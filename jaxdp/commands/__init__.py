@@ -1,0 +1,1 @@
+"""The commands of `jaxdp`: each module has a frozen dataclass `Config` and a function `run(config)`."""

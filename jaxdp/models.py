@@ -1,0 +1,212 @@
+"""The networks of this line of work, in Flax, behind one `create`.
+
+| name         | network                                                                                   |
+|--------------|-------------------------------------------------------------------------------------------|
+| `cnn`        | Wei & Liu: Conv32 3x3, max pool, Conv64 3x3, max pool, Dense; relu, no biases             |
+| `lenet`      | Wei et al. (CPL): four Conv12 5x5 (strides 2, 2, 1, 1), Dense; sigmoid                    |
+| `mlp`        | Dense 600, 100; relu                                                                      |
+| `cifar_cnn`  | pairs of Conv32, Conv64, Conv128 3x3, average pool after each, Dense; tanh                |
+| `logistic`   | one Dense layer                                                                           |
+
+Every network takes one example or a batch: the leading axes are free.
+"""
+
+import itertools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, PyTree
+
+_ACTIVATIONS = {"relu": nnx.relu, "tanh": jnp.tanh, "sigmoid": nnx.sigmoid}
+
+
+class Model(NamedTuple):
+    """A pure network.
+
+    Attributes:
+      apply: `(params, x [..., *input_shape]) -> logits [..., classes]`.
+      params: nested dict of arrays.
+    """
+
+    apply: Callable[[PyTree, Float[Array, "..."]], Float[Array, "... classes"]]
+    params: PyTree
+
+
+def max_pool_2x2(x: Float[Array, "... h w c"]) -> Float[Array, "... h2 w2 c"]:
+    """2x2 max pooling, an odd last row or column dropped.
+
+    A reshape and a maximum: on a CPU its backward pass takes a fraction of `reduce_window`'s time.
+    """
+    *batch, h, w, c = x.shape
+    x = x[..., : h // 2 * 2, : w // 2 * 2, :]
+    return x.reshape(*batch, h // 2, 2, w // 2, 2, c).max(axis=(-4, -2))
+
+
+def _average_pool_2x2(x):
+    *batch, h, w, c = x.shape
+    x = x[..., : h // 2 * 2, : w // 2 * 2, :]
+    return x.reshape(*batch, h // 2, 2, w // 2, 2, c).mean(axis=(-4, -2))
+
+
+def _flatten(x, image_rank: int = 3):
+    return x.reshape(*x.shape[:-image_rank], -1)
+
+
+class _Convolutional(nnx.Module):
+    """Convolutions, each with its activation and pooling, then one dense layer."""
+
+    def __init__(self, input_shape, classes, layers, activation, pool, use_bias, *, padding, rngs):
+        self.activation, self.pool = activation, pool
+        self.pooled = tuple(layer["pool"] for layer in layers)
+        channels = input_shape[-1]
+        convolutions = []
+        for layer in layers:
+            convolutions.append(
+                nnx.Conv(
+                    channels, layer["features"], layer["kernel"], strides=layer["stride"],
+                    padding=padding, use_bias=use_bias, rngs=rngs,
+                )
+            )  # fmt: skip
+            channels = layer["features"]
+        self.convolutions = nnx.List(convolutions)
+        features = jax.eval_shape(self._features, jax.ShapeDtypeStruct(input_shape, jnp.float32))
+        self.dense = nnx.Linear(features.shape[-1], classes, use_bias=use_bias, rngs=rngs)
+
+    def _features(self, x):
+        for convolution, pooled in zip(self.convolutions, self.pooled, strict=True):
+            x = self.activation(convolution(x))
+            x = self.pool(x) if pooled else x
+        return _flatten(x)
+
+    def __call__(self, x):
+        return self.dense(self._features(x))
+
+
+class _Dense(nnx.Module):
+    """Fully connected layers on the flattened input."""
+
+    def __init__(self, input_shape, classes, hidden, activation, *, rngs):
+        self.activation, self.input_rank = activation, len(input_shape)
+        sizes = (int(jnp.prod(jnp.array(input_shape))), *hidden, classes)
+        self.layers = nnx.List(nnx.Linear(a, b, rngs=rngs) for a, b in itertools.pairwise(sizes))
+
+    def __call__(self, x):
+        x = _flatten(x, self.input_rank)
+        for layer in self.layers[:-1]:
+            x = self.activation(layer(x))
+        return self.layers[-1](x)
+
+
+def _layer(features, kernel, stride=1, pool=False):
+    return dict(features=features, kernel=(kernel, kernel), stride=(stride, stride), pool=pool)
+
+
+def _cnn(input_shape, classes, activation, use_bias, rngs):
+    layers = [_layer(32, 3, pool=True), _layer(64, 3, pool=True)]
+    return _Convolutional(
+        input_shape, classes, layers, activation, max_pool_2x2, use_bias, padding="VALID", rngs=rngs
+    )
+
+
+def _lenet(input_shape, classes, activation, use_bias, rngs):
+    layers = [_layer(12, 5, stride=2), _layer(12, 5, stride=2), _layer(12, 5), _layer(12, 5)]
+    return _Convolutional(input_shape, classes, layers, activation, None, use_bias, padding=2, rngs=rngs)
+
+
+def _cifar_cnn(input_shape, classes, activation, use_bias, rngs):
+    layers = [_layer(f, 3, pool=p) for f in (32, 64, 128) for p in (False, True)]
+    return _Convolutional(
+        input_shape, classes, layers, activation, _average_pool_2x2, use_bias,
+        padding="SAME", rngs=rngs,
+    )  # fmt: skip
+
+
+def _mlp(input_shape, classes, activation, use_bias, rngs):
+    return _Dense(input_shape, classes, (600, 100), activation, rngs=rngs)
+
+
+def _logistic(input_shape, classes, activation, use_bias, rngs):
+    return _Dense(input_shape, classes, (), activation, rngs=rngs)
+
+
+# name -> (constructor, default activation, biases by default, rank of the input it needs or None)
+_BY_NAME = {
+    "cnn": (_cnn, "relu", False, 3),
+    "lenet": (_lenet, "sigmoid", True, 3),
+    "mlp": (_mlp, "relu", True, None),
+    "cifar_cnn": (_cifar_cnn, "tanh", True, 3),
+    "logistic": (_logistic, "relu", True, None),
+}
+NAMES = tuple(_BY_NAME)
+
+
+def create(
+    name: str,
+    key: Array,
+    *,
+    input_shape: tuple[int, ...] = (28, 28, 1),
+    classes: int = 10,
+    activation: str | None = None,
+    use_bias: bool | None = None,
+    initialization: str = "fan_in",
+) -> Model:
+    """A freshly initialised network.
+
+    Args:
+      name: one of `NAMES`.
+      key: key of the initial weights (they are public: no privacy hangs on it).
+      input_shape: shape of one example, `(height, width, channels)` for the convolutional ones.
+      classes: number of logits.
+      activation: `relu`, `tanh` or `sigmoid`; None for the network's own.
+      use_bias: None for the network's own; only the convolutional networks can go without.
+      initialization: `fan_in` (Flax's default) or `uniform`, weights and biases U(-.5, .5), which the
+        published attacks start from.
+
+    Raises:
+      ValueError: an unknown name or option, or an input of the wrong rank.
+    """
+    if name not in _BY_NAME:
+        raise ValueError(f"model={name!r}: unknown; choose from {', '.join(NAMES)}")
+    constructor, default_activation, default_bias, rank = _BY_NAME[name]
+    activation = activation or default_activation
+    if activation not in _ACTIVATIONS:
+        raise ValueError(f"activation={activation!r}: choose from {', '.join(_ACTIVATIONS)}")
+    if initialization not in ("fan_in", "uniform"):
+        raise ValueError(f"initialization={initialization!r}: choose from fan_in, uniform")
+    if rank is not None and len(input_shape) != rank:
+        raise ValueError(f"input_shape={input_shape}: model {name!r} needs (height, width, channels)")
+    if rank is None and use_bias is False:
+        raise ValueError(f"use_bias=False: model {name!r} always has biases")
+    use_bias = default_bias if use_bias is None else use_bias
+    module = constructor(tuple(input_shape), classes, _ACTIVATIONS[activation], use_bias, nnx.Rngs(key))
+    graph, state = nnx.split(module, nnx.Param)
+    params = nnx.to_pure_dict(state)
+    if initialization == "uniform":
+        leaves, tree = jax.tree.flatten(params)
+        keys = jax.random.split(key, len(leaves))
+        params = jax.tree.unflatten(
+            tree,
+            [
+                jax.random.uniform(k, leaf.shape, leaf.dtype, -0.5, 0.5)
+                for k, leaf in zip(keys, leaves, strict=True)
+            ],
+        )
+
+    def apply(params, x):
+        return nnx.merge(graph, nnx.State(params))(x)
+
+    return Model(apply, params)
+
+
+def cross_entropy(model: Model) -> Callable[[PyTree, tuple[Array, Array]], Float[Array, ""]]:
+    """The per-example loss `(params, (x, y)) -> scalar` of a classifier; y is an integer label."""
+
+    def loss_fn(params, example):
+        x, y = example
+        log_probabilities = jax.nn.log_softmax(model.apply(params, x))
+        return -jnp.take(log_probabilities, y, axis=-1, mode="clip")
+
+    return loss_fn

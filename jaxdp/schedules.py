@@ -1,0 +1,218 @@
+"""Privacy parameters as functions of the step.
+
+A schedule maps a step `t` (an integer, possibly traced) to a float32 scalar.  The same family gives the
+noise multiplier sigma(t) and the clip bound C(t).  A schedule depends on nothing but the step: this is
+what makes summing the privacy loss over steps valid, and what lets one function drive the noise
+(`jaxdp.privatize`) and the accountant (`jaxdp.accounting`).
+
+The defaults are the published dynamic noise scales of Wei & Liu, "Gradient Leakage Attack Resilient Deep
+Learning" (arXiv 2112.13178): from sigma = 15 down to about 4.85 over the run.  With s = t / steps:
+
+| name             | sigma(s)                                        |
+|------------------|-------------------------------------------------|
+| `constant`       | `value`                                         |
+| `linear`         | `start + (end - start) s`                       |
+| `staircase`      | `start + (end - start) floor(stairs s) / stairs`|
+| `exponential`    | `start (end / start)^s`                         |
+| `quarter_cosine` | `start cos(angle s)`                            |
+| `inverse_time`   | `start / (1 + (start / end - 1) s)`             |
+| `polynomial`     | `(start - end) (1 - s)^power + end`             |
+
+The last two are the families of Yu et al., "Differentially Private Model Publishing for Deep Learning"
+(IEEE S&P 2019), here with the same end points as the others.
+"""
+
+import inspect
+import math
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+Schedule = Callable[[Int[Array, ""] | int], Float[Array, ""]]
+
+PUBLISHED_FIXED = 6.0  # the fixed noise multiplier the paper compares with
+PUBLISHED_START = 15.0
+PUBLISHED_END = 4.85  # sqrt(2 ln(1.25 / 1e-5)): epsilon = 1 for one unamplified Gaussian step
+
+
+def _finite_positive(**values: float) -> None:
+    for name, value in values.items():
+        if not (math.isfinite(value) and value > 0):
+            raise ValueError(f"{name}={value}: a schedule needs a finite value > 0")
+
+
+def _positive_count(**values: int) -> None:
+    for name, value in values.items():
+        if value != int(value) or value < 1:
+            raise ValueError(f"{name}={value}: must be a whole number >= 1")
+
+
+def _fraction(step, steps: int) -> Float[Array, ""]:
+    """The elapsed share of the run, held at its end: s = min(t, steps) / steps."""
+    return jnp.clip(jnp.asarray(step, jnp.float32), 0, steps) / jnp.float32(steps)
+
+
+def constant(value: float = PUBLISHED_FIXED) -> Schedule:
+    """The same value at every step: the fixed baseline (sigma = 6 in the paper)."""
+    _finite_positive(value=value)
+
+    def schedule(step):
+        return jnp.full(jnp.shape(step), value, jnp.float32)
+
+    return schedule
+
+
+def linear(steps: int, start: float = PUBLISHED_START, end: float = PUBLISHED_END) -> Schedule:
+    """A straight line from `start` at step 0 towards `end` at step `steps`.
+
+    >>> schedule = linear(steps=10_000)
+    >>> print(schedule(0), schedule(5_000))
+    15.0 9.925
+    """
+    _positive_count(steps=steps)
+    _finite_positive(start=start, end=end)
+    return lambda step: jnp.float32(start) + jnp.float32(end - start) * _fraction(step, steps)
+
+
+def staircase(
+    steps: int, start: float = PUBLISHED_START, end: float = PUBLISHED_END, stairs: int = 10
+) -> Schedule:
+    """`stairs` equal plateaus, each `(start - end) / stairs` below the one before.
+
+    The last plateau is one drop above `end` (5.865 for the published constants).  The authors' code has a
+    precedence slip that yields the integers 15, 14, .., 4 instead; this is the schedule that was meant.
+    """
+    _positive_count(steps=steps, stairs=stairs)
+    _finite_positive(start=start, end=end)
+
+    def schedule(step):
+        # In whole numbers where they fit, so that no plateau starts a step late by rounding.
+        step = jnp.clip(jnp.asarray(step), 0, steps - 1)
+        if steps * stairs < 2**31:
+            plateau = step.astype(jnp.int32) * stairs // steps
+        else:
+            plateau = jnp.floor(stairs * _fraction(step, steps))
+        return jnp.float32(start) + jnp.float32((end - start) / stairs) * plateau
+
+    return schedule
+
+
+def exponential(steps: int, start: float = math.exp(2.71), end: float = math.exp(1.58)) -> Schedule:
+    """Geometric decay from `start` to `end`; published as exp(1.13 (1 - s) + 1.58)."""
+    _positive_count(steps=steps)
+    _finite_positive(start=start, end=end)
+    rate = math.log(end / start)
+    return lambda step: jnp.float32(start) * jnp.exp(jnp.float32(rate) * _fraction(step, steps))
+
+
+def quarter_cosine(steps: int, start: float = PUBLISHED_START, angle: float = 1.24) -> Schedule:
+    """`start cos(angle s)`: slow first, fast later.  The authors call it cyclic; it is monotone.
+
+    Args:
+      steps: length of the run.
+      start: value at step 0.
+      angle: the angle reached at the end, in radians, in (0, pi/2) so that the value stays positive.
+    """
+    _positive_count(steps=steps)
+    _finite_positive(start=start)
+    if not 0 < angle < math.pi / 2:
+        raise ValueError(f"angle={angle}: must lie in (0, pi/2), where the cosine is positive")
+    return lambda step: jnp.float32(start) * jnp.cos(jnp.float32(angle) * _fraction(step, steps))
+
+
+def inverse_time(steps: int, start: float = PUBLISHED_START, end: float = PUBLISHED_END) -> Schedule:
+    """`start / (1 + k s)` with k chosen so that `end` is reached: fast first, slow later."""
+    _positive_count(steps=steps)
+    _finite_positive(start=start, end=end)
+    k = start / end - 1
+    return lambda step: jnp.float32(start) / (1 + jnp.float32(k) * _fraction(step, steps))
+
+
+def polynomial(
+    steps: int, start: float = PUBLISHED_START, end: float = PUBLISHED_END, power: float = 2.0
+) -> Schedule:
+    """`(start - end) (1 - s)^power + end`."""
+    _positive_count(steps=steps)
+    _finite_positive(start=start, end=end, power=power)
+
+    def schedule(step):
+        remaining = 1 - _fraction(step, steps)
+        return jnp.float32(start - end) * remaining ** jnp.float32(power) + jnp.float32(end)
+
+    return schedule
+
+
+def piecewise(boundaries: Sequence[int], values: Sequence[float]) -> Schedule:
+    """`values[i]` until step `boundaries[i]` (exclusive); `values[-1]` from the last boundary on.
+
+    Args:
+      boundaries: increasing steps, one fewer than `values`.
+      values: the plateaus, each finite and positive.
+
+    >>> schedule = piecewise([100, 200], [8.0, 6.0, 5.0])
+    >>> [float(schedule(t)) for t in (0, 99, 100, 200, 10_000)]
+    [8.0, 8.0, 6.0, 5.0, 5.0]
+    """
+    if len(values) != len(boundaries) + 1:
+        raise ValueError(f"values={list(values)}: needs one more entry than boundaries={list(boundaries)}")
+    if any(b <= a for a, b in zip([0, *boundaries], boundaries, strict=False)):
+        raise ValueError(f"boundaries={list(boundaries)}: must be increasing steps >= 1")
+    for value in values:
+        _finite_positive(value=value)
+    edges = np.asarray(boundaries, np.int32)
+    plateaus = np.asarray(values, np.float32)
+    return lambda step: jnp.asarray(plateaus)[
+        jnp.searchsorted(jnp.asarray(edges), jnp.asarray(step), side="right")
+    ]
+
+
+def scaled(schedule: Schedule, factor: float) -> Schedule:
+    """The schedule times a constant: the same shape at another privacy budget."""
+    _finite_positive(factor=factor)
+    return lambda step: jnp.float32(factor) * schedule(step)
+
+
+_BY_NAME = {
+    "fixed": lambda steps, value=PUBLISHED_FIXED: constant(value),
+    "linear": linear,
+    "staircase": staircase,
+    "exponential": exponential,
+    "quarter_cosine": quarter_cosine,
+    "inverse_time": inverse_time,
+    "polynomial": polynomial,
+}
+NAMES = tuple(_BY_NAME)
+DYNAMIC = ("linear", "staircase", "exponential", "quarter_cosine")  # the paper's four
+
+
+def create(name: str, steps: int, **parameters: float) -> Schedule:
+    """The schedule called `name` over `steps` steps, with the published constants as defaults.
+
+    Args:
+      name: one of `NAMES`.
+      steps: length of the run.
+      **parameters: what the schedule takes beside `steps`, e.g. `start`, `end`, `value` (of `fixed`).
+
+    Raises:
+      ValueError: an unknown name or parameter, or a value that the schedule refuses.
+    """
+    if name not in _BY_NAME:
+        raise ValueError(f"schedule={name!r}: unknown; choose from {', '.join(NAMES)}")
+    accepted = [p for p in inspect.signature(_BY_NAME[name]).parameters if p != "steps"]
+    for parameter in parameters:
+        if parameter not in accepted:
+            raise ValueError(
+                f"{parameter}={parameters[parameter]}: schedule {name!r} takes {', '.join(accepted)}"
+            )
+    return _BY_NAME[name](steps=steps, **parameters)
+
+
+def values(schedule: Schedule, steps: int, start: int = 0) -> np.ndarray:
+    """The schedule at steps `start .. start + steps - 1`, as float64 for the accountant, shape [steps].
+
+    Evaluated in float32 by the very function that scales the noise, then widened.
+    """
+    return np.asarray(jax.jit(jax.vmap(schedule))(jnp.arange(start, start + steps)), np.float64)
