@@ -1,0 +1,273 @@
+"""Per-example gradients, dense or as the products they are.
+
+The gradient of a kernel W used as x @ W is x^T d, with d the cotangent of the product.  For one example it is
+a large array made of two small ones.  `per_example` traces the gradient of the loss of one example, looks at
+the last equation behind each leaf of the gradient, and where that is a `dot_general` it keeps the two operands
+(a `Factored` leaf) instead of their product.  Clipping needs only two things of a leaf, and both are cheap on
+the operands: the squared norm of each example's gradient, and the weighted sum over examples, which is one
+matrix product x^T (w d).
+
+Since the gradient's own program is read, not the model's, it does not matter how the model was written (Flax
+nnx or linen, Equinox, plain JAX), nor what nested jit, custom derivative rules or checkpoints lie in between.
+A leaf whose gradient ends in anything else (biases, norms, embeddings, a kernel used twice or in a scan) is a
+plain array [B, ...], from the same pass.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr, Literal
+from jaxtyping import Array, Float, PyTree
+
+from jaxdp import convolution as convolutions
+from jaxdp import jaxprs
+
+METHODS = ("factored", "dense")
+
+# A factor with a larger squared norm counts as not finite: with both factors below, an underflow in one cannot
+# hide a large gradient (the error stays below 1e-19 * 1e12 per entry).
+_FACTOR_LIMIT = 1e24
+
+Loss = Callable[[PyTree, PyTree], Float[Array, ""]]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Factored:
+    """Per-example gradients of one kernel: g_i = arrange(sum_p left_i[p] (x) right_i[p]).
+
+    Attributes:
+      left: [B, P, K].
+      right: [B, P, O].
+      arrange: how the [K, O] matrix becomes the kernel's gradient: ("reshape", shape), ("transpose",
+        permutation) and ("dtype", name) in order.
+    """
+
+    left: Float[Array, "b p k"]
+    right: Float[Array, "b p o"]
+    arrange: tuple[tuple[str, Any], ...] = dataclasses.field(metadata=dict(static=True))
+
+    def squared_norm(self) -> Float[Array, " b"]:
+        """|g_i|^2 by |x|^2 |d|^2 for one position, else by the Gram matrices of the positions.
+
+        The Gram form sums terms that may cancel, so its rounding error is added: the result never claims less
+        than the true squared norm by more than the error of the dense form.  Factors out of range give inf.
+        """
+        left, right = self.left.astype(jnp.float32), self.right.astype(jnp.float32)
+        of_left, of_right = _row_squares(left), _row_squares(right)
+        bound = of_left * of_right  # >= |g_i|^2, by Cauchy-Schwarz
+        if left.shape[1] > 1:
+            gram = jnp.einsum("bpk,bqk->bpq", left, left) * jnp.einsum("bpo,bqo->bpq", right, right)
+            rounding = jnp.finfo(jnp.float32).eps * bound
+            bound = jnp.minimum(jnp.maximum(gram.sum((1, 2)), 0) + rounding, bound)
+        in_range = (of_left < _FACTOR_LIMIT) & (of_right < _FACTOR_LIMIT)
+        return jnp.where(in_range, bound, jnp.inf)
+
+    def weighted_sum(self, weights: Float[Array, " b"], keep: Array) -> Array:
+        """sum_i weights_i g_i over the examples to keep, in the kernel's shape."""
+        left, right = (jnp.where(keep[:, None, None], f, 0) for f in (self.left, self.right))
+        if left.shape[2] < right.shape[2]:
+            left = left * weights[:, None, None].astype(left.dtype)
+        else:
+            right = right * weights[:, None, None].astype(right.dtype)
+        matrix = jax.lax.dot_general(
+            left, right, (((0, 1), (0, 1)), ((), ())), preferred_element_type=_at_least_float32(left.dtype)
+        )
+        return _arranged(matrix, self.arrange)
+
+    def dense(self) -> Array:
+        """The gradients themselves, [B, *kernel shape]: what this class exists to avoid."""
+        matrices = jnp.einsum("bpk,bpo->bko", self.left, self.right)
+        return jax.vmap(lambda matrix: _arranged(matrix, self.arrange))(matrices)
+
+
+def _at_least_float32(dtype):
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def _row_squares(x: Array) -> Array:
+    """Sum of squares over all axes but the first."""
+    x = x.reshape(x.shape[0], -1)
+    return jnp.einsum("bi,bi->b", x, x)
+
+
+def _arranged(matrix: Array, arrange) -> Array:
+    for operation, argument in arrange:
+        matrix = matrix.reshape(argument) if operation == "reshape" else matrix.transpose(argument)
+    return matrix
+
+
+def is_leaf(x: Any) -> bool:
+    """Whether `x` is a factored leaf: for `jax.tree` functions over per-example gradients."""
+    return isinstance(x, Factored)
+
+
+def squared_norm(leaf: Array | Factored) -> Float[Array, " b"]:
+    """The squared L2 norm of each example's gradient of one parameter, at least in float32."""
+    if isinstance(leaf, Factored):
+        return leaf.squared_norm()
+    return _row_squares(leaf.astype(_at_least_float32(leaf.dtype)))
+
+
+def weighted_sum(leaf: Array | Factored, weights: Float[Array, " b"], keep: Array) -> Array:
+    """The sum over examples, each times its weight, in the parameter's shape and at least float32.
+
+    Args:
+      leaf: per-example gradients of one parameter.
+      weights: [B].
+      keep: boolean [B]; an example that is not kept adds nothing, whatever it contains (NaN too).
+    """
+    if isinstance(leaf, Factored):
+        return leaf.weighted_sum(weights, keep)
+    flat = leaf.reshape(leaf.shape[0], -1)
+    flat = jnp.where(keep[:, None], flat, 0).astype(_at_least_float32(leaf.dtype))
+    return (weights.astype(flat.dtype) @ flat).reshape(leaf.shape[1:])
+
+
+def batch_size(grads: PyTree) -> int:
+    """The number of examples in a tree of per-example gradients."""
+    return jax.tree.leaves(grads)[0].shape[0]
+
+
+# --- reading the gradient's program ---------------------------------------------------------------------
+
+
+def _behind(variable, producers, arrange=()):
+    """The equation that makes `variable`, and the layout changes after it."""
+    equation = producers.get(variable)
+    if equation is None:
+        return None, arrange
+    name = equation.primitive.name
+    if name == "transpose":
+        step = ("transpose", tuple(equation.params["permutation"]))
+    elif name in ("reshape", "squeeze", "expand_dims"):
+        step = ("reshape", tuple(equation.outvars[0].aval.shape))
+    elif name == "convert_element_type":
+        source = equation.invars[0]
+        return _behind(source, producers, arrange) if not isinstance(source, Literal) else (None, arrange)
+    else:
+        return equation, arrange
+    if isinstance(equation.invars[0], Literal):
+        return None, arrange
+    return _behind(equation.invars[0], producers, (step, *arrange))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Product:
+    """Where a leaf's gradient ends in a `dot_general`: its operands and how to line them up."""
+
+    operands: tuple[Any, Any]
+    contracting: tuple[tuple[int, ...], tuple[int, ...]]
+    arrange: tuple[tuple[str, Any], ...]
+
+    def matrices(self, left: Array, right: Array) -> tuple[Array, Array]:
+        """The operands as [positions, K] and [positions, O]."""
+        return tuple(
+            _positions_first(x, axes) for x, axes in zip((left, right), self.contracting, strict=True)
+        )
+
+
+def _positions_first(x: Array, contracting: tuple[int, ...]) -> Array:
+    free = [axis for axis in range(x.ndim) if axis not in contracting]
+    positions = math.prod(x.shape[axis] for axis in contracting)
+    return x.transpose(*contracting, *free).reshape(positions, -1)
+
+
+def _product(variable, producers) -> _Product | None:
+    """The product behind a gradient leaf, where keeping its factors is cheaper than multiplying them out.
+
+    With P positions the Gram form of the norm costs P^2 (K + O) multiplications and the product P K O.
+    """
+    equation, arrange = _behind(variable, producers)
+    if equation is None or equation.primitive.name != "dot_general":
+        return None
+    (contracting, batch) = equation.params["dimension_numbers"]
+    if batch[0] or any(isinstance(operand, Literal) for operand in equation.invars):
+        return None
+    shapes = [operand.aval.shape for operand in equation.invars]
+    free = [
+        tuple(size for axis, size in enumerate(shape) if axis not in axes)
+        for shape, axes in zip(shapes, contracting, strict=True)
+    ]
+    positions = math.prod(shapes[0][axis] for axis in contracting[0])
+    rows, columns = math.prod(free[0]), math.prod(free[1])
+    if positions > 1 and positions * (rows + columns) > rows * columns:
+        return None
+    arrange = (("reshape", (*free[0], *free[1])), *arrange)
+    return _Product(
+        operands=tuple(equation.invars),
+        contracting=tuple(tuple(axes) for axes in contracting),
+        arrange=arrange,
+    )
+
+
+def _read_products(closed: ClosedJaxpr) -> list[_Product | None]:
+    """For each gradient leaf (every output but the first, the loss) its product, or None."""
+    producers = {variable: equation for equation in closed.jaxpr.eqns for variable in equation.outvars}
+    return [
+        None if isinstance(variable, Literal) else _product(variable, producers)
+        for variable in closed.jaxpr.outvars[1:]
+    ]
+
+
+def per_example(
+    loss_fn: Loss, *, method: str = "factored", convolution: str = "auto"
+) -> Callable[[PyTree, PyTree], tuple[Float[Array, " b"], PyTree]]:
+    """The losses and gradients of every example of a batch, by `vmap`.
+
+    Args:
+      loss_fn: `(params, example) -> scalar`, the loss of ONE example (no batch axis).  Under `vmap` an example
+        cannot see the others, so the gradient of each depends on that example alone.
+      method: `factored` (kernels as `Factored` leaves where that is cheaper) or `dense` (every leaf [B, ...]).
+      convolution: `auto`, `patches` or `lax`; see `jaxdp.convolution`.
+
+    Returns:
+      A function `(params, batch) -> (losses [B], gradients)`; every array in `batch` has a leading axis B; the
+      gradients have the structure of `params`.
+
+    Raises:
+      ValueError: an unknown method or convolution.
+
+    Formal guarantee: the i-th loss and gradient are functions of `params` and the i-th example only.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method={method!r}: choose from {', '.join(METHODS)}")
+    convolutions.uses_patches(convolution)
+
+    def value_and_grad(params, example):
+        swap = method == "factored" and convolutions.uses_patches(convolution)
+        return jax.value_and_grad(convolutions.with_patches(loss_fn) if swap else loss_fn)(params, example)
+
+    def dense(params, batch):
+        return jax.vmap(value_and_grad, in_axes=(None, 0))(params, batch)
+
+    def factored(params, batch):
+        example = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), batch)
+        closed = jaxprs.flatten_calls(jax.make_jaxpr(value_and_grad)(params, example))
+        products = _read_products(closed)
+        wanted = [closed.jaxpr.outvars[0]]
+        for product, variable in zip(products, closed.jaxpr.outvars[1:], strict=True):
+            wanted += [variable] if product is None else product.operands
+
+        def one(batch_leaves):
+            arguments = [*jax.tree.leaves(params), *batch_leaves]
+            outputs = iter(jaxprs.evaluate(closed.jaxpr, closed.consts, arguments, outputs=wanted))
+            loss = next(outputs)
+            leaves = [
+                next(outputs) if product is None else product.matrices(next(outputs), next(outputs))
+                for product in products
+            ]
+            return loss, leaves
+
+        losses, leaves = jax.vmap(one)(jax.tree.leaves(batch))
+        leaves = [
+            leaf if product is None else Factored(*leaf, arrange=product.arrange)
+            for product, leaf in zip(products, leaves, strict=True)
+        ]
+        return losses, jax.tree.unflatten(jax.tree.structure(params), leaves)
+
+    return dense if method == "dense" else factored

@@ -1,0 +1,91 @@
+"""Walking jaxprs: evaluate a traced function equation by equation, seeing through calls.
+
+Public API only (`jax.make_jaxpr`, `jax.extend.core`), after the recipe of JAX's own documentation, "Writing
+custom Jaxpr interpreters in JAX".
+"""
+
+from collections.abc import Callable, Sequence
+
+import jax
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
+
+# Calls that only group equations: their body can stand in their place.
+_GROUPING = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr"}
+_REMATERIALISED = {"checkpoint": "jaxpr", "remat": "jaxpr", "remat2": "jaxpr"}
+
+Rule = Callable[[JaxprEqn, Sequence[jax.Array]], Sequence[jax.Array] | None]
+
+
+def _body(equation: JaxprEqn, names: dict[str, str]) -> tuple[Jaxpr, Sequence] | None:
+    """The jaxpr inside a call of one of the given primitives, and its constants."""
+    parameter = names.get(equation.primitive.name)
+    if parameter is None:
+        return None
+    body = equation.params[parameter]
+    return (body.jaxpr, body.consts) if isinstance(body, ClosedJaxpr) else (body, ())
+
+
+def bind(equation: JaxprEqn, inputs: Sequence[jax.Array]) -> Sequence[jax.Array]:
+    """Evaluates one equation as it stands."""
+    bound = equation.primitive.get_bind_params(equation.params)
+    functions, params = bound if isinstance(bound, tuple) else ((), bound)  # a pair before jax 0.10
+    outputs = equation.primitive.bind(*functions, *inputs, **params)
+    return outputs if equation.primitive.multiple_results else [outputs]
+
+
+def evaluate(
+    jaxpr: Jaxpr,
+    constants: Sequence[jax.Array],
+    arguments: Sequence[jax.Array],
+    rule: Rule = lambda equation, inputs: None,
+    *,
+    keep_remat: bool = True,
+    outputs: Sequence | None = None,
+) -> list[jax.Array]:
+    """Evaluates a jaxpr, with its grouping calls (nested jit) inlined.
+
+    Args:
+      jaxpr: what to evaluate.
+      constants: values of `jaxpr.constvars`.
+      arguments: values of `jaxpr.invars`.
+      rule: called first on every equation; its outputs stand for the equation's, None leaves it as it is.
+      keep_remat: whether `jax.checkpoint` stays a checkpoint (its body walked all the same) or is inlined.
+      outputs: variables of the jaxpr to return instead of its own outputs.
+    """
+    values = {}
+
+    def read(atom):
+        return atom.val if isinstance(atom, Literal) else values[atom]
+
+    def step(equation, inputs):
+        replaced = rule(equation, inputs)
+        if replaced is not None:
+            return replaced
+        body = _body(equation, _GROUPING)
+        if body is not None:
+            return evaluate(*body, inputs, rule, keep_remat=keep_remat)
+        body = _body(equation, _REMATERIALISED)
+        if body is None:
+            return bind(equation, inputs)
+        walk = lambda *xs: evaluate(*body, xs, rule, keep_remat=keep_remat)  # noqa: E731
+        if keep_remat:
+            walk = jax.checkpoint(
+                walk, prevent_cse=equation.params["prevent_cse"], policy=equation.params["policy"]
+            )
+        return walk(*inputs)
+
+    values.update(zip(jaxpr.constvars, constants, strict=True))
+    values.update(zip(jaxpr.invars, arguments, strict=True))
+    for equation in jaxpr.eqns:
+        results = step(equation, [read(atom) for atom in equation.invars])
+        values.update(zip(equation.outvars, results, strict=True))
+    return [read(atom) for atom in (jaxpr.outvars if outputs is None else outputs)]
+
+
+def flatten_calls(closed: ClosedJaxpr, rule: Rule = lambda equation, inputs: None) -> ClosedJaxpr:
+    """The same program with nested jit and checkpoints inlined, and `rule` applied."""
+
+    def program(*arguments):
+        return evaluate(closed.jaxpr, closed.consts, arguments, rule, keep_remat=False)
+
+    return jax.make_jaxpr(program)(*[jax.ShapeDtypeStruct(a.shape, a.dtype) for a in closed.in_avals])

@@ -1,0 +1,209 @@
+"""Clip, sum, add noise, divide: the one place where gradients become private."""
+
+import math
+import os
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int, PyTree
+
+from jaxdp import gradients, schedules
+from jaxdp.clipping import ClippedSum, Clipper
+from jaxdp.schedules import Schedule
+
+
+def entropy_key() -> Array:
+    """A key from the operating system's entropy: all 64 bits of a threefry key."""
+    return jax.random.wrap_key_data(jnp.asarray(np.frombuffer(os.urandom(8), np.uint32)), impl="threefry2x32")
+
+
+class PrivatizeState(NamedTuple):
+    """State of `privatize`.
+
+    Attributes:
+      step: the number of updates made, which is also the t of sigma(t) and C(t).
+      key: the secret from which the noise of every step is derived; never advanced.
+      clip: the clipper's own state.
+      examples: of the last step, the number of examples that counted.
+      clipped: of the last step, the number that were scaled down.
+      nonfinite: of all steps, the number left out since their gradient was not finite.
+
+    The three counts are computed from private data without noise: they are for the curator's eyes, and not
+    covered by any epsilon.
+    """
+
+    step: Int[Array, ""]
+    key: Array
+    clip: PyTree
+    examples: Int[Array, ""]
+    clipped: Int[Array, ""]
+    nonfinite: Int[Array, ""]
+
+
+def noise_like(key: Array, tree: PyTree) -> PyTree:
+    """Standard normal noise in the shape of `tree`, at least float32: one draw, cut into the leaves."""
+    leaves, structure = jax.tree.flatten(tree)
+    sizes = [math.prod(leaf.shape) for leaf in leaves]
+    draws = jax.random.normal(key, (sum(sizes),), jnp.promote_types(jnp.result_type(*leaves), jnp.float32))
+    starts = np.cumsum([0, *sizes])
+    return jax.tree.unflatten(
+        structure,
+        [
+            jax.lax.slice(draws, (int(start),), (int(start + size),)).reshape(leaf.shape)
+            for start, size, leaf in zip(starts, sizes, leaves, strict=False)
+        ],
+    )
+
+
+def privatize(
+    clipper: Clipper,
+    noise_multiplier: float | Schedule,
+    expected_batch_size: float,
+    *,
+    key: Array | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """DP-SGD's gradient, as the first link of an Optax chain.
+
+    The update is (sum_i clip(g_i) + sigma(t) S(t) N(0, I)) / expected_batch_size, with S the clipper's noise
+    scale.  The transformation takes per-example gradients (leaves [B, ...] or `gradients.Factored`), or a
+    `ClippedSum` made by `clipped_gradients`, and returns gradients shaped like the parameters.  sigma is
+    traced: one compilation serves the whole run, whatever the schedule.
+
+    Args:
+      clipper: from `jaxdp.clipping`.
+      noise_multiplier: sigma, or the schedule sigma(t), relative to the clipper's noise scale; 0 for no noise
+        (and no privacy).
+      expected_batch_size: q n for Poisson batches, the fixed size otherwise.  Never the size of the batch at
+        hand, which is private.
+      key: the noise key.  None takes the operating system's entropy; whoever knows a given key can remove the
+        noise.
+
+    Returns:
+      A transformation whose `update` also takes `mask` [B], False for padding.
+
+    Raises:
+      ValueError: a negative or non-finite noise multiplier, an expected batch size that is not > 0.
+
+    Formal guarantee: with neighbouring batches that differ in one example, the noised sum of step t is a
+    Gaussian mechanism with noise multiplier sigma(t) * clipper.noise_to_sensitivity, for real numbers and
+    ideal noise; the accountant must be told the same sigma and how batches were drawn.  None where
+    `clipper.private` is False.  Noise of step t is derived from (key, t): no draw is used twice, and a
+    resumed run repeats the same noise for the same step.
+
+    >>> import optax
+    >>> from jaxdp import clipping, schedules
+    >>> sigma = schedules.linear(steps=1_000)
+    >>> optimizer = optax.chain(privatize(clipping.flat(1.0), sigma, expected_batch_size=64), optax.sgd(0.1))
+    """
+    if not (math.isfinite(expected_batch_size) and expected_batch_size > 0):
+        raise ValueError(f"expected_batch_size={expected_batch_size}: must be finite and > 0")
+    if not callable(noise_multiplier) and not (math.isfinite(noise_multiplier) and noise_multiplier >= 0):
+        raise ValueError(f"noise_multiplier={noise_multiplier}: must be finite and >= 0, or a schedule")
+    if callable(noise_multiplier):
+        sigma = noise_multiplier
+    else:
+        sigma = schedules.constant(noise_multiplier) if noise_multiplier else None
+
+    def init_fn(params):
+        zero = jnp.zeros((), jnp.int32)
+        return PrivatizeState(
+            step=zero,
+            key=entropy_key() if key is None else key,
+            clip=clipper.init(params),
+            examples=zero,
+            clipped=zero,
+            nonfinite=zero,
+        )
+
+    def update_fn(updates, state, params=None, *, mask=None, **extra):
+        summed = updates
+        if not isinstance(updates, ClippedSum):
+            mask = jnp.ones(gradients.batch_size(updates), bool) if mask is None else mask
+            summed = clipper.clip(updates, state.clip, state.step, mask)
+        gradient_key, clipper_key = jax.random.split(jax.random.fold_in(state.key, state.step))
+        total = summed.gradients
+        if sigma is not None:
+            multiplier = clipper.gradient_noise(sigma(state.step))
+            std = multiplier * clipper.noise_scale(summed, state.clip, state.step)
+            total = jax.tree.map(lambda s, z: s + std * z, total, noise_like(gradient_key, total))
+        like = total if params is None else params
+        noised = jax.tree.map(lambda s, p: (s / expected_batch_size).astype(p.dtype), total, like)
+        return noised, PrivatizeState(
+            step=state.step + 1,
+            key=state.key,
+            clip=clipper.update(state.clip, summed, state.step, clipper_key),
+            examples=summed.examples,
+            clipped=summed.clipped,
+            nonfinite=state.nonfinite + summed.nonfinite,
+        )
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def clipped_gradients(
+    loss_fn: gradients.Loss,
+    clipper: Clipper,
+    *,
+    microbatch_size: int | None = None,
+    method: str = "factored",
+    convolution: str = "auto",
+) -> Callable[..., tuple[Float[Array, " b"], ClippedSum]]:
+    """Losses and clipped sum of a batch, computed in microbatches: what `privatize` takes for large batches.
+
+    Args:
+      loss_fn: the loss of one example, see `gradients.per_example`.
+      clipper: from `jaxdp.clipping`; its parts add up over microbatches.
+      microbatch_size: examples whose gradients exist at the same time; None for all at once.  A batch that it
+        does not divide is padded, and the padding masked.
+      method: see `gradients.per_example`.
+      convolution: see `gradients.per_example`.
+
+    Returns:
+      A function `(params, batch, mask [B], clip_state, step) -> (losses [B], ClippedSum)`.
+
+    Formal guarantee: the sum is that of the whole batch, up to the order of the additions.
+    """
+    if microbatch_size is not None and (microbatch_size != int(microbatch_size) or microbatch_size < 1):
+        raise ValueError(f"microbatch_size={microbatch_size}: must be a whole number >= 1, or None")
+    per_example = gradients.per_example(loss_fn, method=method, convolution=convolution)
+
+    def whole(params, batch, mask, clip_state, step):
+        losses, grads = per_example(params, batch)
+        return losses, clipper.clip(grads, clip_state, step, mask)
+
+    def in_pieces(params, batch, mask, clip_state, step):
+        size = mask.shape[0]
+        pieces = -(-size // microbatch_size)
+        if pieces == 1:
+            return whole(params, batch, mask, clip_state, step)
+
+        def cut(x):
+            x = jnp.pad(x, [(0, pieces * microbatch_size - size)] + [(0, 0)] * (x.ndim - 1))
+            return x.reshape(pieces, microbatch_size, *x.shape[1:])
+
+        def add(total, piece):
+            losses, summed = whole(params, *piece, clip_state, step)
+            return jax.tree.map(jnp.add, total, summed), losses
+
+        batches = jax.tree.map(cut, (batch, mask))
+        first = jax.tree.map(lambda x: x[0], batches)
+        shapes = jax.eval_shape(lambda piece: whole(params, *piece, clip_state, step)[1], first)
+        zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        summed, losses = jax.lax.scan(add, zero, batches)
+        return losses.reshape(-1)[:size], summed
+
+    return whole if microbatch_size is None else in_pieces
+
+
+def accounted_noise_multipliers(
+    clipper: Clipper, noise_multiplier: Schedule, steps: int, start: int = 0
+) -> np.ndarray:
+    """What the accountant charges for: sigma(t) relative to the true sensitivity, float64 [steps].
+
+    For a clipper that is not private these are the published, nominal values.
+    """
+    return schedules.values(noise_multiplier, steps, start) * clipper.noise_to_sensitivity

@@ -1,0 +1,174 @@
+"""How batches are drawn, and how each way is accounted for.
+
+A `Sampler` draws on the device, in a static shape: `physical_batch_size` indices and a mask.
+
+| kind       | a step's batch                              | amplification by sampling                        |
+|------------|---------------------------------------------|--------------------------------------------------|
+| `poisson`  | each example with probability q, by itself  | yes: the Poisson-sampled Gaussian                |
+| `shuffled` | the next part of a fresh permutation        | none claimed: each example takes part each epoch |
+| `full`     | all examples                                | none: q = 1                                      |
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int
+
+KINDS = ("poisson", "shuffled", "full")
+OVERFLOW_PROBABILITY = 1e-9
+
+
+class Batch(NamedTuple):
+    """One step's batch.
+
+    Attributes:
+      indices: [physical_batch_size] rows of the data set; where masked, row 0.
+      mask: True where the row counts.
+      overflow: whether more examples were drawn than fit.  The batch is then not what the accountant
+        charges for, and the run must stop.
+    """
+
+    indices: Int[Array, " b"]
+    mask: Bool[Array, " b"]
+    overflow: Bool[Array, ""]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sampler:
+    """A way to draw batches.
+
+    Attributes:
+      kind: one of `KINDS`.
+      examples: number n of examples in the data set.
+      expected_batch_size: what the noised sum is divided by: q n, or the fixed size.
+      physical_batch_size: number of places in a batch.
+      steps_per_epoch: for `shuffled`, steps in which every example takes part once; 1 for `full`, None for
+        `poisson`, which has no epochs.
+      draw: `(key, step) -> Batch`; the same key and step give the same batch.
+    """
+
+    kind: str
+    examples: int
+    expected_batch_size: float
+    physical_batch_size: int
+    steps_per_epoch: int | None
+    draw: Callable[[Array, Int[Array, ""] | int], Batch]
+
+    @property
+    def sampling_rate(self) -> float:
+        """q, the share of the data in an average batch."""
+        return self.expected_batch_size / self.examples
+
+
+def physical_size(examples: int, sampling_rate: float, steps: int) -> int:
+    """The smallest batch that overflows with probability at most 1e-9 in a run of `steps` Poisson draws.
+
+    By the union bound over steps and the exact binomial tail, to a multiple of 8.
+    """
+    from scipy import stats
+
+    size = int(stats.binom.isf(OVERFLOW_PROBABILITY / steps, examples, sampling_rate))
+    return min(examples, -(-max(size, 1) // 8) * 8)
+
+
+def poisson(examples: int, sampling_rate: float, steps: int) -> Sampler:
+    """Each example is in each batch with probability `sampling_rate`, independently of all else.
+
+    Args:
+      examples: number of examples.
+      sampling_rate: q in (0, 1].
+      steps: length of the run, for the overflow bound.
+
+    Formal guarantee: the draws are independent over examples and steps (given ideal random bits), as the
+    analysis of the Poisson-sampled Gaussian mechanism asks, as long as the key stays secret.
+    """
+    _check_examples(examples)
+    if not 0 < sampling_rate <= 1:
+        raise ValueError(f"sampling_rate={sampling_rate}: must lie in (0, 1]")
+    if steps < 1:
+        raise ValueError(f"steps={steps}: must be >= 1")
+    size = physical_size(examples, sampling_rate, steps)
+
+    def draw(key, step):
+        chosen = jax.random.bernoulli(jax.random.fold_in(key, step), sampling_rate, (examples,))
+        count = chosen.sum()
+        (indices,) = jnp.nonzero(chosen, size=size, fill_value=0)
+        return Batch(indices, jnp.arange(size) < count, count > size)
+
+    return Sampler(
+        kind="poisson",
+        examples=examples,
+        expected_batch_size=sampling_rate * examples,
+        physical_batch_size=size,
+        steps_per_epoch=None,
+        draw=draw,
+    )
+
+
+def shuffled(examples: int, batch_size: int) -> Sampler:
+    """A fresh permutation each epoch, cut into batches; the last one of an epoch may be smaller.
+
+    The noised sum of the smaller batch is divided by `batch_size` all the same.
+    """
+    _check_examples(examples)
+    if not 1 <= batch_size <= examples:
+        raise ValueError(f"batch_size={batch_size}: must lie in 1 .. examples={examples}")
+    steps_per_epoch = -(-examples // batch_size)
+
+    def draw(key, step):
+        epoch, place = jnp.divmod(jnp.asarray(step), steps_per_epoch)
+        order = jax.random.permutation(jax.random.fold_in(key, epoch), examples)
+        positions = place * batch_size + jnp.arange(batch_size)
+        mask = positions < examples
+        return Batch(jnp.where(mask, order[positions % examples], 0), mask, jnp.zeros((), bool))
+
+    return Sampler(
+        kind="shuffled",
+        examples=examples,
+        expected_batch_size=float(batch_size),
+        physical_batch_size=batch_size,
+        steps_per_epoch=steps_per_epoch,
+        draw=draw,
+    )
+
+
+def full(examples: int) -> Sampler:
+    """All examples at every step."""
+    _check_examples(examples)
+
+    def draw(key, step):
+        return Batch(jnp.arange(examples), jnp.ones(examples, bool), jnp.zeros((), bool))
+
+    return Sampler(
+        kind="full",
+        examples=examples,
+        expected_batch_size=float(examples),
+        physical_batch_size=examples,
+        steps_per_epoch=1,
+        draw=draw,
+    )
+
+
+def _check_examples(examples: int) -> None:
+    if examples < 1:
+        raise ValueError(f"examples={examples}: a data set needs at least one")
+
+
+def create(kind: str, examples: int, sampling_rate: float, steps: int) -> Sampler:
+    """The sampler of the given kind with batches of about `sampling_rate * examples`.
+
+    Raises:
+      ValueError: an unknown kind, or a rate that is refused.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"sampling={kind!r}: unknown; choose from {', '.join(KINDS)}")
+    if kind == "full":
+        return full(examples)
+    if kind == "poisson":
+        return poisson(examples, sampling_rate, steps)
+    if not 0 < sampling_rate <= 1:
+        raise ValueError(f"sampling_rate={sampling_rate}: must lie in (0, 1]")
+    return shuffled(examples, max(1, round(sampling_rate * examples)))
