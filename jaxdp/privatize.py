@@ -148,7 +148,7 @@ def clipped_gradients(
     loss_fn: gradients.Loss,
     clipper: Clipper,
     *,
-    microbatch_size: int | None = None,
+    microbatch_size: int | str | None = "auto",
     method: str = "factored",
     convolution: str = "auto",
 ) -> Callable[..., tuple[Float[Array, " b"], ClippedSum]]:
@@ -157,8 +157,8 @@ def clipped_gradients(
     Args:
       loss_fn: the loss of one example, see `gradients.per_example`.
       clipper: from `jaxdp.clipping`; its parts add up over microbatches.
-      microbatch_size: examples whose gradients exist at the same time; None for all at once.  A batch that it
-        does not divide is padded, and the padding masked.
+      microbatch_size: examples whose gradients exist at the same time; None for all at once, `auto` for
+        `automatic_microbatch_size`.  A batch that it does not divide is padded, and the padding masked.
       method: see `gradients.per_example`.
       convolution: see `gradients.per_example`.
 
@@ -167,8 +167,8 @@ def clipped_gradients(
 
     Formal guarantee: the sum is that of the whole batch, up to the order of the additions.
     """
-    if microbatch_size is not None and (microbatch_size != int(microbatch_size) or microbatch_size < 1):
-        raise ValueError(f"microbatch_size={microbatch_size}: must be a whole number >= 1, or None")
+    if not (microbatch_size in ("auto", None) or (isinstance(microbatch_size, int) and microbatch_size > 0)):
+        raise ValueError(f"microbatch_size={microbatch_size!r}: a whole number >= 1, 'auto' or None")
     per_example = gradients.per_example(loss_fn, method=method, convolution=convolution)
 
     def whole(params, batch, mask, clip_state, step):
@@ -177,13 +177,18 @@ def clipped_gradients(
 
     def in_pieces(params, batch, mask, clip_state, step):
         size = mask.shape[0]
-        pieces = -(-size // microbatch_size)
+        fits = microbatch_size
+        if microbatch_size == "auto":
+            fits = automatic_microbatch_size(gradient_bytes(per_example, params, batch))
+        # Pieces of equal size, so that as little as possible is padding.
+        pieces = -(-size // fits)
+        piece_size = -(-size // pieces)
         if pieces == 1:
             return whole(params, batch, mask, clip_state, step)
 
         def cut(x):
-            x = jnp.pad(x, [(0, pieces * microbatch_size - size)] + [(0, 0)] * (x.ndim - 1))
-            return x.reshape(pieces, microbatch_size, *x.shape[1:])
+            x = jnp.pad(x, [(0, pieces * piece_size - size)] + [(0, 0)] * (x.ndim - 1))
+            return x.reshape(pieces, piece_size, *x.shape[1:])
 
         def add(total, piece):
             losses, summed = whole(params, *piece, clip_state, step)
@@ -197,6 +202,23 @@ def clipped_gradients(
         return losses.reshape(-1)[:size], summed
 
     return whole if microbatch_size is None else in_pieces
+
+
+def gradient_bytes(per_example, params: PyTree, batch: PyTree) -> int:
+    """Bytes that one example's gradient takes in the form that `per_example` gives it."""
+    two = jax.tree.map(lambda x: jax.ShapeDtypeStruct((2, *x.shape[1:]), x.dtype), batch)
+    _, grads = jax.eval_shape(per_example, params, two)
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(grads)) // 2
+
+
+def automatic_microbatch_size(example_bytes: int) -> int:
+    """The largest power of two whose gradients fit the budget, at least 8.
+
+    The budget is 4 MiB on a CPU, where small pieces stay in the cache, and 1 GiB elsewhere.  Peak memory for
+    gradients is bounded by the larger of the budget and eight gradients.
+    """
+    budget = 2**22 if jax.default_backend() == "cpu" else 2**30
+    return max(8, 2 ** int(math.log2(max(budget // max(example_bytes, 1), 1))))
 
 
 def accounted_noise_multipliers(

@@ -2,14 +2,15 @@
 
 A `Sampler` draws on the device, in a static shape: `physical_batch_size` indices and a mask.
 
-| kind       | a step's batch                              | amplification by sampling                        |
-|------------|---------------------------------------------|--------------------------------------------------|
-| `poisson`  | each example with probability q, by itself  | yes: the Poisson-sampled Gaussian                |
-| `shuffled` | the next part of a fresh permutation        | none claimed: each example takes part each epoch |
-| `full`     | all examples                                | none: q = 1                                      |
+| kind       | a step's batch                             | amplification by sampling                  |
+|------------|--------------------------------------------|--------------------------------------------|
+| `poisson`  | each example with probability q, by itself | yes: the Poisson-sampled Gaussian          |
+| `shuffled` | the next part of a fresh permutation       | none: each example takes part every epoch  |
+| `full`     | all examples                               | none: q = 1                                |
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -91,9 +92,13 @@ def poisson(examples: int, sampling_rate: float, steps: int) -> Sampler:
     if steps < 1:
         raise ValueError(f"steps={steps}: must be >= 1")
     size = physical_size(examples, sampling_rate, steps)
+    # In whole numbers and rounded down: the rate drawn with is never above the rate accounted for, as it can
+    # be when a float32 uniform with 23 bits is compared with q.
+    threshold = jnp.uint32(math.floor(sampling_rate * 2**32) if sampling_rate < 1 else 0)
 
     def draw(key, step):
-        chosen = jax.random.bernoulli(jax.random.fold_in(key, step), sampling_rate, (examples,))
+        bits = jax.random.bits(jax.random.fold_in(key, step), (examples,), jnp.uint32)
+        chosen = bits < threshold if sampling_rate < 1 else jnp.ones(examples, bool)
         count = chosen.sum()
         (indices,) = jnp.nonzero(chosen, size=size, fill_value=0)
         return Batch(indices, jnp.arange(size) < count, count > size)
