@@ -1,0 +1,48 @@
+"""What a solver is: `init` makes the state of one lane, `tick` advances it.
+
+A lane is one restart on one victim.  The engine maps `tick` over lanes, so a solver is written for one lane,
+has no host control flow, and does the same amount of work in every tick: then no lane ever waits for
+another's line search.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+
+class Problem(NamedTuple):
+    """One lane's minimisation.
+
+    Attributes:
+      objective: z -> scalar.
+      residual: z -> pytree whose half squared norm is the objective; None where there is none.
+      lower, upper: box on z, infinite where free.
+    """
+
+    objective: Callable[[Array], Array]
+    residual: Callable[[Array], PyTree] | None = None
+    lower: float = -jnp.inf
+    upper: float = jnp.inf
+
+    def project(self, z: Array) -> Array:
+        """The nearest point of the box."""
+        return jnp.clip(z, self.lower, self.upper)
+
+    def free(self, z: Array, gradient: Array) -> Array:
+        """1 where a step against the gradient stays in the box, else 0."""
+        blocked = ((z <= self.lower) & (gradient > 0)) | ((z >= self.upper) & (gradient < 0))
+        return jnp.where(blocked, 0, 1).astype(z.dtype)
+
+
+class Solver(NamedTuple):
+    """A pair of pure functions; the state has the fields `z`, `value`, `ticks`, `done`.
+
+    Attributes:
+      init: z0 -> state; evaluates nothing.
+      tick: (problem, state) -> state.
+    """
+
+    init: Callable[[Float[Array, " n"]], Any]
+    tick: Callable[[Problem, Any], Any]
