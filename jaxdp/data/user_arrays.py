@@ -1,0 +1,84 @@
+"""A user's own arrays, from an `.npz` file."""
+
+import pathlib
+import zipfile
+
+import numpy as np
+
+from jaxdp.data.dataset import Dataset, stratified_split
+
+_SPLIT = ("train_x", "train_y", "test_x", "test_y")
+_WHOLE = ("x", "y")
+
+
+def load_npz(path: pathlib.Path) -> Dataset:
+    """Reads `train_x, train_y, test_x, test_y`, or `x, y` that are split here; `classes` names are optional.
+
+    Inputs are [n, features], [n, height, width] or [n, height, width, channels]; uint8 stands for 0..255.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: not an archive of arrays, missing arrays, or arrays that contradict each other.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"data file {path}: not found")
+    arrays = _read(path)
+    if all(key in arrays for key in _SPLIT):
+        train_x, train_y, test_x, test_y = (arrays[key] for key in _SPLIT)
+    elif all(key in arrays for key in _WHOLE):
+        train_x, train_y, test_x, test_y = _split(path, *(arrays[key] for key in _WHOLE))
+    else:
+        raise ValueError(
+            f"data file {path}: holds {', '.join(sorted(arrays)) or 'nothing'}; "
+            f"needs {', '.join(_SPLIT)}, or {' and '.join(_WHOLE)}"
+        )
+    labels = [_labels(path, key, y) for key, y in (("train_y", train_y), ("test_y", test_y))]
+    if "classes" in arrays:
+        classes = tuple(str(name) for name in arrays["classes"].reshape(-1))
+    else:
+        classes = tuple(str(label) for label in range(max(int(y.max(initial=1)) for y in labels) + 1))
+    return Dataset(
+        name=str(path),
+        train_x=_inputs(path, "train_x", train_x),
+        train_y=labels[0],
+        test_x=_inputs(path, "test_x", test_x),
+        test_y=labels[1],
+        classes=classes,
+        preprocessing="the user's arrays as given"
+        + (", pixels divided by 255" if train_x.dtype == np.uint8 else "")
+        + "; what was done to them before is outside this statement",
+    )
+
+
+def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {key: archive[key] for key in archive.files}
+    except (zipfile.BadZipFile, ValueError, EOFError, AttributeError) as error:
+        raise ValueError(f"data file {path}: not a readable .npz of plain arrays ({error})") from None
+
+
+def _split(path, x, y):
+    y = _labels(path, "y", y)
+    if len(x) != len(y):
+        raise ValueError(f"data file {path}: x has {len(x)} examples but y has {len(y)}")
+    train, test = stratified_split(y)
+    return x[train], y[train], x[test], y[test]
+
+
+def _labels(path, key: str, y: np.ndarray) -> np.ndarray:
+    if y.ndim != 1 or not np.issubdtype(y.dtype, np.integer):
+        raise ValueError(f"data file {path}: {key} is {y.dtype}{list(y.shape)}: labels are integers [n]")
+    if len(y) and (y.min() < 0 or y.max() > 100_000):
+        raise ValueError(f"data file {path}: {key} has labels {y.min()}..{y.max()}: they count from 0")
+    return y.astype(np.int32)
+
+
+def _inputs(path, key: str, x: np.ndarray) -> np.ndarray:
+    if not (np.issubdtype(x.dtype, np.floating) or np.issubdtype(x.dtype, np.integer)):
+        raise ValueError(f"data file {path}: {key} is {x.dtype}: inputs are numbers")
+    x = x[..., None] if x.ndim == 3 else x
+    if x.dtype == np.uint8:
+        return x
+    with np.errstate(over="ignore"):  # what overflows float32 is refused as infinite
+        return x.astype(np.float32)
