@@ -18,5 +18,6 @@ from jaxdp.attacks.leaks import Leak, forward
 from jaxdp.attacks.observe import observe
 
 __all__ = [
-    "Attack", "Leak", "Public", "Reconstruction", "Victims", "forward", "invert", "observe", "public_knowledge",
+    "Attack", "Leak", "Public", "Reconstruction", "Victims",
+    "forward", "invert", "observe", "public_knowledge",
 ]  # fmt: skip

@@ -25,16 +25,13 @@ class AdamState(NamedTuple):
     done: Array
 
 
-def adam(
-    iterations: int, learning_rate: float = 0.03, signed: bool = False, tolerance: float = 1e-9
-) -> Solver:
+def adam(iterations: int, learning_rate: float = 0.03, signed: bool = False) -> Solver:
     """The solver.
 
     Args:
       iterations: length of the cosine decay to 0.
       learning_rate: at the start.
       signed: feed the sign of the gradient.
-      tolerance: a lane stops once its value is below.
     """
     optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, iterations))
 
@@ -56,7 +53,7 @@ def adam(
             current=problem.project(state.current + updates.astype(state.current.dtype)),
             moments=moments,
             ticks=state.ticks + 1,
-            done=value < tolerance,
+            done=state.done,
         )
 
     return Solver(init, tick)

@@ -41,7 +41,7 @@ class Attack:
       learning_rate: of Adam.
       memory: pairs of L-BFGS.
       conjugate_gradients: inner steps of Levenberg-Marquardt.
-      tolerance: objective below which a lane stops.
+      tolerance: a lane stops once its objective is below this share of what it was at the start.
       float64: compute in double precision.
     """
 
@@ -148,10 +148,10 @@ class Inversion(NamedTuple):
 
 def _solver(attack: Attack) -> Solver:
     if attack.solver == "lbfgs":
-        return lbfgs(attack.memory, attack.tolerance)
+        return lbfgs(attack.memory)
     if attack.solver == "levenberg_marquardt":
-        return levenberg_marquardt(attack.conjugate_gradients, tolerance=attack.tolerance)
-    return adam(attack.iterations, attack.learning_rate, attack.solver == "signed_adam", attack.tolerance)
+        return levenberg_marquardt(attack.conjugate_gradients)
+    return adam(attack.iterations, attack.learning_rate, attack.solver == "signed_adam")
 
 
 def soft_label_loss(loss_fn: Loss, classes: int) -> Loss:

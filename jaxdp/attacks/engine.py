@@ -2,8 +2,8 @@
 
 Lanes advance together in one compiled loop; a lane that has converged takes the next job at the next
 segment, so that easy victims do not wait for hard ones.  The number of lanes is fixed whatever the number of
-victims: memory is bounded, nothing is compiled for another number, and the same victim meets the same program, bit for bit,
-alone or among thousands.
+victims: memory is bounded, nothing is compiled for another number, and the same victim meets the same
+program, bit for bit, alone or among thousands.
 """
 
 import contextlib
@@ -83,31 +83,35 @@ def _programs(
     lane: Inversion = inversion(loss_fn, leak, attack, input_shape, classes)
     axis = 0 if own_params else None
 
-    def load(params, observation, public, keys, old, mask):
+    def load(params, observation, public, key, victim, restart, old, mask):
+        keys = jax.vmap(lambda v, r: jax.random.fold_in(jax.random.fold_in(key, v), r))(victim, restart)
         data, z = jax.vmap(lane.load, in_axes=(axis, 0, None, 0))(params, observation, public, keys)
-        new = (data, jax.vmap(lane.solver.init)(z))
-        return _where(mask, new, old) if old is not None else new
+        new = (data, jax.vmap(lane.solver.init)(z), jnp.full(z.shape[0], jnp.inf, z.dtype))
+        return new if old is None else _where(mask, new, old)
 
     def tick_lane(params, data, public, state):
         return lane.solver.tick(lane.problem(params, data, public), state)
 
     tick = jax.vmap(tick_lane, in_axes=(axis, 0, None, 0))
 
-    def advance(params, data, public, state):
+    def advance(params, data, public, state, first, idle):
         def go(carry):
-            count, state = carry
+            count, state, first = carry
             new = tick(params, data, public, state)
-            new = new._replace(done=new.done | (new.ticks >= attack.iterations))
-            return count + 1, _where(~state.done, new, state)
+            first = jnp.where(new.ticks == 1, new.value, first)
+            spent = (new.ticks >= attack.iterations) | (new.value < attack.tolerance * first)
+            new = new._replace(done=new.done | spent)
+            return count + 1, _where(~state.done, new, state), first
 
         def busy(carry):
-            count, state = carry
+            count, state, _ = carry
             return (count < _SEGMENT) & ~state.done.all()
 
-        return jax.lax.while_loop(busy, go, (0, state))[1]
+        state = state._replace(done=state.done | idle)
+        return jax.lax.while_loop(busy, go, (0, state, first))[1:]
 
     finish = jax.vmap(lane.decode, in_axes=(0, None, 0))
-    return _Programs(jax.jit(load), jax.jit(advance, donate_argnums=3), jax.jit(finish))
+    return _Programs(jax.jit(load), jax.jit(advance), jax.jit(finish))
 
 
 def _where(mask, new, old):
@@ -254,41 +258,57 @@ def _choose(results, count, restarts):
     )
 
 
+class _Batch(NamedTuple):
+    """What is on the device: one row a lane."""
+
+    params: PyTree
+    data: Any
+    state: Any
+    first: Array  # objective at each lane's start
+
+
 def _run(programs, params, observations, public, key, count, restarts, lanes, own_params, progress):
     """Every job (victim, restart) through the lanes; arrays in the order of the jobs."""
     from tqdm import tqdm
 
-    jobs = [(victim, restart) for victim in range(count) for restart in range(restarts)]
+    jobs = np.array([(victim, restart) for victim in range(count) for restart in range(restarts)])
     results: list = [None] * len(jobs)
     queue = iter(range(len(jobs)))
     running = np.full(lanes, -1)
-    key_of = jax.jit(jax.vmap(lambda i, r: jax.random.fold_in(jax.random.fold_in(key, i), r)))
-    params = params if own_params else jax.device_put(params)
     public = jax.device_put(public)
-    own, data, state = params, None, None
+    shared = None if own_params else jax.device_put(params)
+    batch = None
     with tqdm(total=len(jobs), unit="attack", disable=not progress) as bar:
         while True:
-            fresh = running < 0
-            for lane in np.flatnonzero(fresh):
+            fresh = np.flatnonzero(running < 0)
+            for lane in fresh:
                 running[lane] = next(queue, -1)
-            mask = fresh & (running >= 0)
-            if not (running >= 0).any():
+            if (running < 0).all():
                 break
-            if mask.any():
-                chosen = np.array([jobs[max(job, 0)] for job in running])
-                pick = lambda tree: jax.tree.map(lambda leaf: leaf[chosen[:, 0]], tree)  # noqa: E731
-                own = jax.device_put(pick(params)) if own_params else params
-                keys = key_of(jnp.asarray(chosen[:, 0]), jnp.asarray(chosen[:, 1]))
-                old = None if data is None else (data, state)
-                data, state = programs.load(own, pick(observations), public, keys, old, jnp.asarray(mask))
-            state = state._replace(done=jnp.asarray(np.asarray(state.done) | (running < 0)))
-            state = programs.advance(own, data, public, state)
-            done = np.asarray(state.done) & (running >= 0)
-            if done.any():
-                x, y = jax.tree.map(np.asarray, programs.finish(data, public, state.z))
-                value, ticks = np.asarray(state.value), np.asarray(state.ticks)
-                for lane in np.flatnonzero(done):
-                    results[running[lane]] = (x[lane], y[lane], value[lane], ticks[lane])
-                    running[lane] = -1
-                bar.update(int(done.sum()))
+            if (running[fresh] >= 0).any():
+                victim, restart = jobs[np.maximum(running, 0)].T
+                batch = _Batch(
+                    _rows(params, victim) if own_params else shared,
+                    *programs.load(
+                        _rows(params, victim) if own_params else shared, _rows(observations, victim), public,
+                        key, jnp.asarray(victim), jnp.asarray(restart),
+                        None if batch is None else batch[1:], jnp.asarray(np.isin(np.arange(lanes), fresh)),
+                    ),
+                )  # fmt: skip
+            idle = jnp.asarray(running < 0)
+            state, first = programs.advance(batch.params, batch.data, public, batch.state, batch.first, idle)
+            batch = batch._replace(state=state, first=first)
+            done = np.flatnonzero(np.asarray(state.done) & (running >= 0))
+            if done.size:
+                found = programs.finish(batch.data, public, state.z)
+                columns = [np.asarray(column) for column in (*found, state.value, state.ticks)]
+                for lane in done:
+                    results[running[lane]] = [column[lane] for column in columns]
+                running[done] = -1
+                bar.update(done.size)
     return [np.stack(column) for column in zip(*results, strict=True)]
+
+
+def _rows(tree, index):
+    """The chosen rows of host arrays."""
+    return jax.tree.map(lambda leaf: leaf[index], tree)

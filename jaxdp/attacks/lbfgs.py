@@ -1,8 +1,8 @@
 """L-BFGS with one function evaluation a tick, Armijo backtracking and a box.
 
 Nocedal & Wright, Numerical Optimization (2006), algorithms 7.4 and 3.1; the box by two-metric projection
-(Bertsekas 1982): coordinates held at a bound are taken out of the gradient and of the step.  There is no Wolfe
-condition: a pair without positive curvature is not remembered, which keeps the matrix positive definite.
+(Bertsekas 1982): coordinates held at a bound are taken out of the gradient and of the step.  There is no
+Wolfe condition: a pair without positive curvature is not remembered, so the matrix stays positive definite.
 """
 
 from typing import NamedTuple
@@ -103,7 +103,6 @@ def _shorter(state: LBFGSState, value, slope):
 
 def lbfgs(
     memory: int = 20,
-    tolerance: float = 1e-9,
     patience: int = 10,
     stall: float = 1e-5,
     first_length: float = 1.0,
@@ -112,8 +111,7 @@ def lbfgs(
 
     Args:
       memory: pairs kept, 20 to 30: beyond, the recursion costs more than the attack's gradient.
-      tolerance: a lane stops once its value is below.
-      patience: or after so many steps in a row that each gained less than the share `stall`.
+      patience: a lane stops after so many steps in a row that each gained less than the share `stall`.
       stall: see `patience`.
       first_length: length of a step without curvature information.
     """
@@ -151,10 +149,7 @@ def lbfgs(
         return moved._replace(
             direction=jnp.where(redirect, _next_direction(problem, moved, first_length), state.direction),
             step=jnp.where(redirect, 1, _shorter(state, value, slope)),
-            done=(moved.value < tolerance)
-            | (moved.stalled >= patience)
-            | (moved.tries >= 2 * _TRIES)
-            | ~jnp.isfinite(moved.value),
+            done=(moved.stalled >= patience) | (moved.tries >= 2 * _TRIES) | ~jnp.isfinite(moved.value),
         )
 
     return Solver(init, tick)

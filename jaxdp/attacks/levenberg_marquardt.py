@@ -43,15 +43,12 @@ def _conjugate_gradients(product, right, steps):
     return jax.lax.scan(step, start, length=steps)[0][0]
 
 
-def levenberg_marquardt(
-    conjugate_gradients: int = 50, damping: float = 1e-3, tolerance: float = 1e-9
-) -> Solver:
+def levenberg_marquardt(conjugate_gradients: int = 50, damping: float = 1e-3) -> Solver:
     """The solver; its problem needs a `residual`.
 
     Args:
       conjugate_gradients: inner steps.
       damping: at the start, relative to a normalised residual.
-      tolerance: a lane stops once its value is below, or its damping beyond any use.
     """
 
     def init(z):
@@ -86,7 +83,7 @@ def levenberg_marquardt(
             damping=jnp.maximum(dampened, 1e-12),
             growth=jnp.where(accepted, 2, 2 * state.growth),
             ticks=state.ticks + 1,
-            done=(best < tolerance) | (dampened > 1e6) | ~jnp.isfinite(best),
+            done=(dampened > 1e6) | ~jnp.isfinite(best),
         )
 
     return Solver(init, tick)

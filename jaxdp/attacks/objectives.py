@@ -11,8 +11,8 @@ training a gradient of norm 1e-4 must not stall an optimiser that thinks in abso
 | `cosine`     | g/|g| - g*/|g*|                       | Geiping et al. 2020; 1 - cos without cancellation |
 | `likelihood` | (g_t - g*_t) / sigma_t, renormalised  | Balunovic et al. 2022, Bayes-optimal with a prior |
 
-With `window` > 1, `squared_l2` and `per_tensor` sum the steps as they are; `cosine` compares each step's direction; `likelihood`
-weighs step t by 1 / sigma_t^2, the sufficient statistic for Gaussian noise.
+With `window` > 1, `squared_l2` and `per_tensor` sum the steps as they are; `cosine` compares each step's
+direction; `likelihood` weighs step t by 1 / sigma_t^2, as Gaussian noise demands.
 """
 
 from typing import NamedTuple
