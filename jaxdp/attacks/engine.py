@@ -152,7 +152,7 @@ def public_knowledge(
     return Public(jnp.asarray(x[few]), jnp.asarray(y[few]), jnp.asarray(x.mean(0)), prior)
 
 
-def _observations(victims: Victims, leak: Leak, count: int) -> Observation:
+def observations(victims: Victims, leak: Leak, count: int) -> Observation:
     """The victims' observations as host arrays, every field with a leading [N]."""
     std = np.asarray(victims.noise_std, np.float32)
     std = np.broadcast_to(std[:, None] if std.ndim == 1 else std, (count, leak.window))
@@ -237,12 +237,12 @@ def invert(
         raise ValueError(
             f"public inputs of shape {public.mean.shape}: needs input_shape={tuple(input_shape)}"
         )
-    observations = _observations(victims, leak, count)
+    leaked = observations(victims, leak, count)
     with _precision(attack.float64):
         programs = _programs(loss_fn, leak, attack, tuple(input_shape), classes, own_params)
         run = functools.partial(
             _run, programs, _cast(jax.tree.map(np.asarray, victims.params), attack.float64),
-            _cast(observations, attack.float64), _cast(jax.tree.map(np.asarray, public), attack.float64),
+            _cast(leaked, attack.float64), _cast(jax.tree.map(np.asarray, public), attack.float64),
         )  # fmt: skip
         results = run(key, count, attack.restarts, lanes or default_lanes(), own_params, progress)
     return _choose(results, count, attack.restarts)
@@ -288,9 +288,9 @@ def _run(programs, params, observations, public, key, count, restarts, lanes, ow
             if (running[fresh] >= 0).any():
                 victim, restart = jobs[np.maximum(running, 0)].T
                 batch = _Batch(
-                    _rows(params, victim) if own_params else shared,
+                    rows(params, victim) if own_params else shared,
                     *programs.load(
-                        _rows(params, victim) if own_params else shared, _rows(observations, victim), public,
+                        rows(params, victim) if own_params else shared, rows(observations, victim), public,
                         key, jnp.asarray(victim), jnp.asarray(restart),
                         None if batch is None else batch[1:], jnp.asarray(np.isin(np.arange(lanes), fresh)),
                     ),
@@ -309,6 +309,6 @@ def _run(programs, params, observations, public, key, count, restarts, lanes, ow
     return [np.stack(column) for column in zip(*results, strict=True)]
 
 
-def _rows(tree, index):
+def rows(tree, index):
     """The chosen rows of host arrays."""
     return jax.tree.map(lambda leaf: leaf[index], tree)
