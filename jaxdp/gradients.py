@@ -47,8 +47,8 @@ class Factored:
         permutation) and ("dtype", name) in order.
     """
 
-    left: Float[Array, "b p k"]
-    right: Float[Array, "b p o"]
+    left: Any  # not Float[Array, ...]: as a pytree it may hold anything
+    right: Any
     arrange: tuple[tuple[str, Any], ...] = dataclasses.field(metadata=dict(static=True))
 
     def squared_norm(self) -> Float[Array, " b"]:
@@ -57,12 +57,12 @@ class Factored:
         The Gram form sums terms that may cancel, so its rounding error is added: the result never claims less
         than the true squared norm by more than the error of the dense form.  Factors out of range give inf.
         """
-        left, right = self.left.astype(jnp.float32), self.right.astype(jnp.float32)
+        left, right = (f.astype(_at_least_float32(f.dtype)) for f in (self.left, self.right))
         of_left, of_right = _row_squares(left), _row_squares(right)
         bound = of_left * of_right  # >= |g_i|^2, by Cauchy-Schwarz
         if left.shape[1] > 1:
             gram = jnp.einsum("bpk,bqk->bpq", left, left) * jnp.einsum("bpo,bqo->bpq", right, right)
-            rounding = jnp.finfo(jnp.float32).eps * bound
+            rounding = jnp.finfo(bound.dtype).eps * bound
             bound = jnp.minimum(jnp.maximum(gram.sum((1, 2)), 0) + rounding, bound)
         in_range = (of_left < _FACTOR_LIMIT) & (of_right < _FACTOR_LIMIT)
         return jnp.where(in_range, bound, jnp.inf)

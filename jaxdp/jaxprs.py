@@ -5,6 +5,7 @@ custom Jaxpr interpreters in JAX".
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
@@ -13,7 +14,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 _GROUPING = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr"}
 _REMATERIALISED = {"checkpoint": "jaxpr", "remat": "jaxpr", "remat2": "jaxpr"}
 
-Rule = Callable[[JaxprEqn, Sequence[jax.Array]], Sequence[jax.Array] | None]
+Rule = Callable[[JaxprEqn, Sequence[Any]], Sequence[Any] | None]
 
 
 def _body(equation: JaxprEqn, names: dict[str, str]) -> tuple[Jaxpr, Sequence] | None:
@@ -25,7 +26,7 @@ def _body(equation: JaxprEqn, names: dict[str, str]) -> tuple[Jaxpr, Sequence] |
     return (body.jaxpr, body.consts) if isinstance(body, ClosedJaxpr) else (body, ())
 
 
-def bind(equation: JaxprEqn, inputs: Sequence[jax.Array]) -> Sequence[jax.Array]:
+def bind(equation: JaxprEqn, inputs: Sequence[Any]) -> Sequence[Any]:
     """Evaluates one equation as it stands."""
     bound = equation.primitive.get_bind_params(equation.params)
     functions, params = bound if isinstance(bound, tuple) else ((), bound)  # a pair before jax 0.10
@@ -35,13 +36,13 @@ def bind(equation: JaxprEqn, inputs: Sequence[jax.Array]) -> Sequence[jax.Array]
 
 def evaluate(
     jaxpr: Jaxpr,
-    constants: Sequence[jax.Array],
-    arguments: Sequence[jax.Array],
+    constants: Sequence[Any],
+    arguments: Sequence[Any],
     rule: Rule = lambda equation, inputs: None,
     *,
     keep_remat: bool = True,
     outputs: Sequence | None = None,
-) -> list[jax.Array]:
+) -> list[Any]:
     """Evaluates a jaxpr, with its grouping calls (nested jit) inlined.
 
     Args:

@@ -1,0 +1,356 @@
+"""One training run: step, epoch, evaluation.
+
+The data stay on the device and an epoch (any number of steps) is one compiled loop: nothing goes back to the
+host inside it.  The number of the last step is an argument, so a run is compiled once whatever the length of
+its epochs, and sigma is traced, so it is compiled once whatever the schedule.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from jaxdp import clipping, data, models, sampling, schedules
+from jaxdp.data import Dataset
+from jaxdp.privatize import PrivatizeState, clipped_gradients, entropy_key, privatize
+from jaxdp.sampling import Sampler
+from jaxdp.schedules import Schedule
+
+ScheduleName = Literal[
+    "none", "fixed", "linear", "staircase", "exponential", "quarter_cosine", "inverse_time", "polynomial"
+]
+OPTIMIZERS = {
+    "sgd": lambda rate: optax.sgd(rate),
+    "momentum": lambda rate: optax.sgd(rate, momentum=0.9),
+    "adam": lambda rate: optax.adam(rate),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """What a run does: all that it takes to repeat it."""
+
+    data: str = "digits"
+    """Data set: a name that `jaxdp data list` shows, or a .npz file."""
+    image_size: int | None = None
+    """Resample images to this size; None leaves them as they are."""
+    model: Literal["cnn", "lenet", "mlp", "cifar_cnn", "logistic"] = "mlp"
+    """Network."""
+    activation: Literal["relu", "tanh", "sigmoid"] | None = None
+    """Activation; None for the network's own."""
+    initialization: Literal["fan_in", "uniform"] = "fan_in"
+    """Initial weights: fan_in, or the published attack's U(-.5, .5)."""
+
+    schedule: ScheduleName = "fixed"
+    """Noise multiplier sigma over the steps; none trains without privacy."""
+    noise_multiplier: float | None = None
+    """sigma of the fixed schedule; None for the published 6."""
+    start: float | None = None
+    """First value of a dynamic schedule; None for the published 15."""
+    end: float | None = None
+    """Last value of a dynamic schedule; None for the published 4.85."""
+    scale: float = 1.0
+    """Factor on the whole schedule."""
+    target_epsilon: float | None = None
+    """Scale the schedule so that the whole run spends this epsilon (instead of --scale)."""
+    clipping: Literal["flat", "automatic", "per_layer", "per_layer_published", "l2_max"] = "flat"
+    """How each example's gradient is bounded."""
+    l2_norm_clip: float = 1.0
+    """Bound C on an example's gradient."""
+    l2_norm_clip_end: float | None = None
+    """Where given, C falls linearly to this over the run."""
+
+    steps: int = 500
+    """Number of steps."""
+    sampling: Literal["poisson", "shuffled", "full"] = "poisson"
+    """How batches are drawn."""
+    sampling_rate: float = 0.1
+    """Expected share of the data in a batch (q)."""
+    optimizer: Literal["sgd", "momentum", "adam"] = "sgd"
+    """Optimizer of the noised gradients."""
+    learning_rate: float = 0.5
+    """Its learning rate."""
+    microbatch_size: int | Literal["auto"] = "auto"
+    """Examples whose gradients exist at the same time."""
+
+    delta: float = 1e-5
+    """delta of the privacy statement."""
+    adjacency: Literal["add_or_remove_one", "replace_one", "zero_out"] = "add_or_remove_one"
+    """What neighbouring data sets are."""
+    accountant: Literal["rdp", "pld"] = "rdp"
+    """Accountant behind the claimed epsilon."""
+    budget_epsilon: float | None = None
+    """Stop before the step that would pass this epsilon."""
+
+    evaluate_every: int = 50
+    """Steps between evaluations on the test split, and between checkpoints."""
+    seed: int = 0
+    """Seed of the initial weights (public)."""
+    noise_seed: int | None = None
+    """Seed of batches and noise; None takes the system's entropy. A known seed protects nothing."""
+    diagnostics: bool = False
+    """Also record exact training loss and clip counts: unnoised, the run is then not private."""
+
+    def __post_init__(self):
+        for name in ("steps", "evaluate_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: must be >= 1")
+        if not 0 < self.delta < 1:
+            raise ValueError(f"delta={self.delta}: must lie in (0, 1)")
+        if not 0 < self.sampling_rate <= 1:
+            raise ValueError(f"sampling_rate={self.sampling_rate}: must lie in (0, 1]")
+        for name in ("learning_rate", "scale", "l2_norm_clip", "target_epsilon", "budget_epsilon"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise ValueError(f"{name}={value}: must be finite and > 0")
+        if self.target_epsilon is not None and self.scale != 1:
+            raise ValueError(
+                f"scale={self.scale}, target_epsilon={self.target_epsilon}: the target sets the scale"
+            )
+        if self.schedule == "none" and (self.target_epsilon or self.budget_epsilon):
+            raise ValueError("schedule='none': a run without noise has no epsilon to aim at or to bound")
+
+
+class TrainState(NamedTuple):
+    """All that changes during a run, and all that a checkpoint needs of it.
+
+    Attributes:
+      step: steps made.
+      params: the model's parameters.
+      opt_state: of the whole chain; its first part is `PrivatizeState` in a private run.
+      sample_key: the secret that batches are derived from.
+      overflow: whether a Poisson batch ever outgrew its places; the run must not go on then.
+    """
+
+    step: Int[Array, ""]
+    params: PyTree
+    opt_state: PyTree
+    sample_key: Array
+    overflow: Bool[Array, ""]
+
+
+class Diagnostics(NamedTuple):
+    """Of an epoch's last step, computed without noise: for the curator, covered by no epsilon.
+
+    Attributes:
+      loss: mean training loss of the batch.
+      clipped: share of the batch that was scaled down; NaN without privacy.
+      nonfinite: examples left out since the start, their gradient not being finite.
+    """
+
+    loss: Float[Array, ""]
+    clipped: Float[Array, ""]
+    nonfinite: Int[Array, ""]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Run:
+    """A configuration made into functions.
+
+    Attributes:
+      config: what it was made from.
+      dataset: the data.
+      model: the network with its initial parameters.
+      sampler: draws the batches.
+      clipper: bounds the gradients; None without privacy.
+      noise_multiplier: the schedule sigma(t); None without privacy.
+      init: `() -> TrainState`, with fresh keys.
+      step: `(state, (x, y)) -> (state, Diagnostics)`.
+      epoch: `(state, (x, y), stop) -> (state, Diagnostics)`: compiled; steps until `state.step == stop`.
+      evaluate: `params -> accuracy` on the test split, compiled.
+      traces: grows by one entry each time the step is traced.
+    """
+
+    config: TrainConfig
+    dataset: Dataset
+    model: models.Model
+    sampler: Sampler
+    clipper: clipping.Clipper | None
+    noise_multiplier: Schedule | None
+    init: Callable[[], TrainState]
+    step: Callable[..., tuple[TrainState, Diagnostics]]
+    epoch: Callable[..., tuple[TrainState, Diagnostics]]
+    evaluate: Callable[[PyTree], Float[Array, ""]]
+    traces: list[int]
+
+    def train_arrays(self) -> tuple[Array, Array]:
+        """The training split on the device, as stored: `(x, y)`."""
+        return jnp.asarray(self.dataset.train_x), jnp.asarray(self.dataset.train_y)
+
+
+def noise_schedule(config: TrainConfig) -> Schedule | None:
+    """sigma(t) as configured, before any scaling to a target epsilon; None for `none`."""
+    if config.schedule == "none":
+        return None
+    given = {"value": config.noise_multiplier, "start": config.start, "end": config.end}
+    given = {name: value for name, value in given.items() if value is not None}
+    schedule = schedules.create(config.schedule, config.steps, **given)
+    return schedule if config.scale == 1 else schedules.scaled(schedule, config.scale)
+
+
+def make_clipper(config: TrainConfig, params: PyTree) -> clipping.Clipper:
+    """The clipper as configured, for parameters of this structure."""
+    bound = config.l2_norm_clip
+    if config.l2_norm_clip_end is not None:
+        bound = schedules.linear(config.steps, start=bound, end=config.l2_norm_clip_end)
+    return clipping.create(config.clipping, bound, layers=len(jax.tree.leaves(params)))
+
+
+def _keys(config: TrainConfig) -> tuple[Array, Array]:
+    """The secrets behind the batches and behind the noise."""
+    key = entropy_key() if config.noise_seed is None else jax.random.key(config.noise_seed)
+    sample_key, noise_key = jax.random.split(key)
+    return sample_key, noise_key
+
+
+def _private_step(run_parts, sampler, clipper, noise_multiplier, noise_key):
+    """The optimizer and the gradient function of DP-SGD."""
+    loss_fn, optimizer, microbatch_size = run_parts
+    chain = optax.chain(
+        privatize(clipper, noise_multiplier, sampler.expected_batch_size, key=noise_key), optimizer
+    )
+    gradient = clipped_gradients(loss_fn, clipper, microbatch_size=microbatch_size)
+
+    def gradients_of(params, opt_state, batch, mask):
+        state: PrivatizeState = opt_state[0]
+        return gradient(params, batch, mask, state.clip, state.step)
+
+    def diagnostics(opt_state, losses, mask):
+        state: PrivatizeState = opt_state[0]
+        count = jnp.maximum(state.examples, 1)
+        loss = jnp.where(mask, losses, 0).sum() / count
+        return Diagnostics(loss, state.clipped / count, state.nonfinite)
+
+    return chain, gradients_of, diagnostics
+
+
+def _ordinary_step(run_parts):
+    """The same for ordinary SGD: the mean gradient over the batch at hand."""
+    loss_fn, optimizer, _ = run_parts
+
+    def mean_loss(params, batch, mask):
+        losses = jax.vmap(loss_fn, in_axes=(None, 0))(params, batch)
+        return jnp.where(mask, losses, 0).sum() / jnp.maximum(mask.sum(), 1), losses
+
+    def gradients_of(params, opt_state, batch, mask):
+        grads, losses = jax.grad(mean_loss, has_aux=True)(params, batch, mask)
+        return losses, grads
+
+    def diagnostics(opt_state, losses, mask):
+        loss = jnp.where(mask, losses, 0).sum() / jnp.maximum(mask.sum(), 1)
+        return Diagnostics(loss, jnp.float32(jnp.nan), jnp.int32(0))
+
+    return optimizer, gradients_of, diagnostics
+
+
+def build(config: TrainConfig, *, dataset: Dataset | None = None) -> Run:
+    """Makes the functions of a run.
+
+    Args:
+      config: what to train and how; a target epsilon must have become a scale (see `jaxdp.runs`).
+      dataset: the data; None loads `config.data`.
+
+    Raises:
+      ValueError: a configuration that cannot be run.
+    """
+    if config.target_epsilon is not None:
+        raise ValueError(f"target_epsilon={config.target_epsilon}: resolve it first (jaxdp.runs.resolved)")
+    dataset = data.load(config.data, size=config.image_size) if dataset is None else dataset
+    if config.optimizer not in OPTIMIZERS:
+        raise ValueError(f"optimizer={config.optimizer!r}: choose from {', '.join(OPTIMIZERS)}")
+    model = models.create(
+        config.model,
+        jax.random.key(config.seed),
+        input_shape=dataset.input_shape,
+        classes=len(dataset.classes),
+        activation=config.activation,
+        initialization=config.initialization,
+    )
+    sampler = sampling.create(config.sampling, dataset.train_size, config.sampling_rate, config.steps)
+    sigma = noise_schedule(config)
+    clipper = None if sigma is None else make_clipper(config, model.params)
+    sample_key, noise_key = _keys(config)
+    parts = (
+        models.cross_entropy(model),
+        OPTIMIZERS[config.optimizer](config.learning_rate),
+        config.microbatch_size,
+    )
+    if sigma is None:
+        chain, gradients_of, diagnostics = _ordinary_step(parts)
+    else:
+        chain, gradients_of, diagnostics = _private_step(parts, sampler, clipper, sigma, noise_key)
+    traces: list[int] = []
+
+    def step(state: TrainState, train: tuple[Array, Array]) -> tuple[TrainState, Diagnostics]:
+        traces.append(1)
+        drawn = sampler.draw(state.sample_key, state.step)
+        batch = (dataset.to_float(train[0][drawn.indices]), train[1][drawn.indices])
+        losses, grads = gradients_of(state.params, state.opt_state, batch, drawn.mask)
+        updates, opt_state = chain.update(grads, state.opt_state, state.params)
+        return TrainState(
+            step=state.step + 1,
+            params=optax.apply_updates(state.params, updates),
+            opt_state=opt_state,
+            sample_key=state.sample_key,
+            overflow=state.overflow | drawn.overflow,
+        ), diagnostics(opt_state, losses, drawn.mask)
+
+    @jax.jit
+    def epoch(state, train, stop):
+        nothing = Diagnostics(jnp.float32(jnp.nan), jnp.float32(jnp.nan), jnp.int32(0))
+        return jax.lax.while_loop(
+            lambda carry: carry[0].step < stop, lambda carry: step(carry[0], train), (state, nothing)
+        )
+
+    def init() -> TrainState:
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=model.params,
+            opt_state=chain.init(model.params),
+            sample_key=sample_key,
+            overflow=jnp.zeros((), bool),
+        )
+
+    return Run(
+        config=config,
+        dataset=dataset,
+        model=model,
+        sampler=sampler,
+        clipper=clipper,
+        noise_multiplier=sigma,
+        init=init,
+        step=step,
+        epoch=epoch,
+        evaluate=_evaluator(model, dataset),
+        traces=traces,
+    )
+
+
+def _evaluator(model: models.Model, dataset: Dataset, batch_size: int = 1024):
+    """Test accuracy as a compiled function of the parameters, a batch at a time."""
+    x, y = jnp.asarray(dataset.test_x), jnp.asarray(dataset.test_y)
+
+    @jax.jit
+    def evaluate(params):
+        def correct(example):
+            image, label = example
+            return jnp.argmax(model.apply(params, dataset.to_float(image))) == label
+
+        return jax.lax.map(correct, (x, y), batch_size=min(batch_size, len(y))).mean()
+
+    return evaluate
+
+
+def noise_state(state: TrainState) -> PrivatizeState | None:
+    """The part of the state that `privatize` owns; None in a run without privacy."""
+    first = state.opt_state[0] if isinstance(state.opt_state, tuple) and state.opt_state else None
+    return first if isinstance(first, PrivatizeState) else None
+
+
+def document(config: TrainConfig) -> dict[str, Any]:
+    """The configuration as JSON holds it."""
+    return dataclasses.asdict(config)

@@ -1,0 +1,201 @@
+"""The private gradient: against stock Optax, its noise in both directions, keys, traces, microbatches."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from optax import contrib
+from scipy import stats
+
+from jaxdp import clipping, gradients, models, schedules
+from jaxdp.privatize import (
+    ClippedSum,
+    accounted_noise_multipliers,
+    automatic_microbatch_size,
+    clipped_gradients,
+    entropy_key,
+    noise_like,
+    privatize,
+)
+
+PARAMS = {"w": jnp.zeros((40, 50)), "b": jnp.zeros(50)}
+
+
+def some_gradients(examples=8, seed=0):
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda p: jnp.asarray(rng.normal(size=(examples, *p.shape)).astype(np.float32)), PARAMS
+    )
+
+
+def noise_only(sigma, step=0, bound=2.0, key=0, divide_by=16.0, clipper=None):
+    """The update of gradients that are all zero."""
+    transform = privatize(clipper or clipping.flat(bound), sigma, divide_by, key=jax.random.key(key))
+    state = transform.init(PARAMS)._replace(step=jnp.int32(step))
+    zeros = jax.tree.map(lambda p: jnp.zeros((3, *p.shape)), PARAMS)
+    updates, _ = jax.jit(transform.update)(zeros, state)
+    return np.concatenate([np.asarray(u).ravel() for u in jax.tree.leaves(updates)])
+
+
+def is_normal(draws, std):
+    return stats.kstest(draws, "norm", args=(0, std)).pvalue > 1e-4
+
+
+def test_without_noise_equals_stock_optax():
+    grads = some_gradients()
+    ours = privatize(clipping.flat(3.0), 0.0, 8.0, key=jax.random.key(0))
+    theirs = contrib.differentially_private_aggregate(3.0, 0.0, key=jax.random.key(0))
+    a, _ = jax.jit(ours.update)(grads, ours.init(PARAMS))
+    b, _ = jax.jit(theirs.update)(grads, theirs.init(PARAMS))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-7), a, b)
+
+
+@pytest.mark.parametrize("name", ["flat", "automatic", "per_layer", "per_layer_published"])
+def test_noise_has_the_stated_scale_and_no_other(name):
+    """std = sigma * noise scale / expected batch size; 2/3 and 3/2 of it are rejected."""
+    clipper = clipping.create(name, 2.0, layers=2)
+    draws = noise_only(5.0, clipper=clipper)
+    std = 5.0 * 2.0 / 16
+    assert is_normal(draws, std)
+    assert not is_normal(draws, std * 2 / 3) and not is_normal(draws, std * 3 / 2)
+
+
+def test_noise_follows_sigma_and_clip_schedules_at_every_step():
+    sigma = schedules.linear(100, start=15.0, end=4.85)
+    bound = schedules.linear(100, start=6.0, end=2.0)
+    for step in (0, 50, 99):
+        draws = noise_only(sigma, step, bound=bound)
+        std = (15 - 10.15 * step / 100) * (6 - 4 * step / 100) / 16
+        assert is_normal(draws, std)
+        assert not is_normal(draws, std * 1.3) and not is_normal(draws, std / 1.3)
+
+
+def test_noise_of_steps_keys_and_leaves_is_unrelated():
+    base = noise_only(1.0)
+    limit = 6 / np.sqrt(len(base))
+    for other in (noise_only(1.0, step=1), noise_only(1.0, step=2), noise_only(1.0, key=1)):
+        assert abs(np.corrcoef(base, other)[0, 1]) < limit
+    tree = noise_like(jax.random.key(0), {"a": PARAMS["w"], "b": PARAMS["w"], "c": PARAMS["w"][:20]})
+    a, b, c = (np.asarray(x).ravel() for x in jax.tree.leaves(tree))
+    assert abs(np.corrcoef(a, b)[0, 1]) < limit and abs(np.corrcoef(a[: len(c)], c)[0, 1]) < 2 * limit
+
+
+def test_same_key_and_step_give_the_same_noise():
+    np.testing.assert_array_equal(noise_only(1.0, step=7), noise_only(1.0, step=7))
+
+
+def test_without_a_key_the_noise_comes_from_entropy():
+    keys = {tuple(np.asarray(jax.random.key_data(entropy_key())).tolist()) for _ in range(20)}
+    assert len(keys) == 20
+    # Both words vary: the key has 64 bits, not the 32 of a seed.
+    assert len({k[0] for k in keys}) == 20 and len({k[1] for k in keys}) == 20
+    transform = privatize(clipping.flat(1.0), 1.0, 4.0)
+    first, second = (jax.random.key_data(transform.init(PARAMS).key) for _ in range(2))
+    assert not np.array_equal(first, second)
+
+
+def test_divides_by_the_expected_batch_size_whatever_the_batch():
+    transform = privatize(clipping.flat(1e6), 0.0, 10.0)
+    for size in (2, 5):
+        grads = jax.tree.map(lambda p, n=size: jnp.ones((n, *p.shape)), PARAMS)
+        updates, _ = transform.update(grads, transform.init(PARAMS))
+        np.testing.assert_allclose(updates["b"], size / 10)
+
+
+def test_padding_and_bad_examples_are_counted_apart():
+    grads = some_gradients(6)
+    grads["w"] = grads["w"].at[1, 0, 0].set(jnp.nan)
+    transform = privatize(clipping.flat(1.0), 0.0, 4.0)
+    updates, state = transform.update(grads, transform.init(PARAMS), mask=jnp.arange(6) < 5)
+    assert (state.examples, state.clipped, state.nonfinite) == (5, 4, 1)
+    assert all(jnp.isfinite(u).all() for u in jax.tree.leaves(updates))
+    _, state = transform.update(grads, state)
+    assert state.nonfinite == 2  # counted over the run
+
+
+@pytest.mark.parametrize("schedule", [6.0, *schedules.DYNAMIC])
+def test_one_trace_serves_a_whole_run_in_a_chain(schedule):
+    sigma = schedules.create(schedule, 50) if isinstance(schedule, str) else schedule
+    chain = optax.chain(privatize(clipping.flat(1.0), sigma, 8.0, key=jax.random.key(0)), optax.adam(0.1))
+    traces = []
+
+    @jax.jit
+    def step(params, state, grads):
+        traces.append(1)
+        updates, state = chain.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    params, state, grads = PARAMS, chain.init(PARAMS), some_gradients()
+    for _ in range(50):
+        params, state = step(params, state, grads)
+    assert len(traces) == 1 and state[0].step == 50
+
+
+@pytest.mark.parametrize(
+    "name, microbatch_size",
+    [*((name, 3) for name in clipping.NAMES), ("flat", 1), ("flat", 8), ("flat", "auto")],
+)
+def test_microbatches_change_nothing(name, microbatch_size):
+    model = models.create("mlp", jax.random.key(0), input_shape=(6,), classes=3)
+    loss_fn = models.cross_entropy(model)
+    clipper = clipping.create(name, 0.5, layers=len(jax.tree.leaves(model.params)))
+    batch = (jax.random.normal(jax.random.key(1), (8, 6)), jnp.arange(8) % 3)
+    mask = jnp.arange(8) != 2
+    run = {
+        size: jax.jit(clipped_gradients(loss_fn, clipper, microbatch_size=size))(
+            model.params, batch, mask, (), jnp.int32(0)
+        )
+        for size in (None, microbatch_size)
+    }
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6), run[None], run[microbatch_size]
+    )
+    # privatize takes the sum as it takes the gradients
+    transform = privatize(clipper, 1.0, 8.0, key=jax.random.key(5))
+    summed, _ = transform.update(run[microbatch_size][1], transform.init(model.params), model.params)
+    assert isinstance(run[microbatch_size][1], ClippedSum)
+    _, grads = jax.jit(gradients.per_example(loss_fn, method="dense"))(model.params, batch)
+    whole, _ = transform.update(grads, transform.init(model.params), model.params, mask=mask)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6), summed, whole)
+
+
+def test_automatic_microbatch_is_bounded():
+    sizes = [automatic_microbatch_size(bytes_) for bytes_ in (1, 10_000, 2**20, 2**30)]
+    assert sizes == sorted(sizes, reverse=True) and sizes[-1] == 8
+    assert automatic_microbatch_size(2**17) * 2**17 <= 2**22
+
+
+def test_updates_keep_the_parameters_type():
+    params = {"w": jnp.zeros(5, jnp.bfloat16)}
+    transform = privatize(clipping.flat(1.0), 1.0, 2.0)
+    updates, _ = transform.update({"w": jnp.ones((2, 5), jnp.bfloat16)}, transform.init(params), params)
+    assert updates["w"].dtype == jnp.bfloat16
+
+
+def test_the_accountant_is_told_what_the_noise_does():
+    """At every step: the noise's standard deviation over the true sensitivity is the accounted multiplier."""
+    sigma, bound = schedules.exponential(20), schedules.linear(20, start=6.0, end=2.0)
+    for name in ("flat", "automatic", "per_layer", "per_layer_published"):
+        clipper = clipping.create(name, bound, layers=2)
+        accounted = accounted_noise_multipliers(clipper, sigma, 20)
+        for step in (0, 13):
+            std = noise_only(sigma, step, clipper=clipper).std() * 16
+            assert std / float(clipper.sensitivity(step)) == pytest.approx(accounted[step], rel=0.08)
+
+
+@pytest.mark.parametrize(
+    "build, text",
+    [
+        (lambda: privatize(clipping.flat(1.0), -1.0, 4.0), "noise_multiplier=-1.0"),
+        (lambda: privatize(clipping.flat(1.0), float("nan"), 4.0), "noise_multiplier=nan"),
+        (lambda: privatize(clipping.flat(1.0), 1.0, 0.0), "expected_batch_size=0.0"),
+        (
+            lambda: clipped_gradients(lambda p, e: 0.0, clipping.flat(1.0), microbatch_size=0),
+            "microbatch_size=0",
+        ),
+    ],
+)
+def test_refusals(build, text):
+    with pytest.raises(ValueError, match=text):
+        build()
