@@ -1,21 +1,27 @@
 """Data sets as arrays in memory, all of one structure, `Dataset`.
 
-| name                                    | where from                                        |
-|-----------------------------------------|---------------------------------------------------|
-| `digits`, `breast_cancer`               | scikit-learn, nothing to download                 |
-| `FILE.npz`                              | the user's arrays                                 |
+| name                                            | where from                                        |
+|-------------------------------------------------|---------------------------------------------------|
+| `digits`, `breast_cancer`                       | scikit-learn, nothing to download                 |
+| `mnist`, `fashion_mnist`, `cifar10`, `cifar100`,| prepared once: `jaxdp data prepare NAME`, from    |
+| `lfw`, `adult`                                  | the network or from a folder of original files    |
+| `FILE.npz`                                      | the user's arrays                                 |
 """
 
+import importlib
 import pathlib
 
 from jaxdp.data.dataset import SCALINGS, Dataset, resized, standardized, stratified_split
-from jaxdp.data.embedded import breast_cancer, digits
 from jaxdp.data.user_arrays import load_npz
 
-__all__ = ["NAMES", "SCALINGS", "Dataset", "load", "resized", "standardized", "stratified_split"]
+__all__ = [
+    "EMBEDDED", "FETCHED", "NAMES", "SCALINGS", "Dataset", "load", "prepare", "resized", "standardized",
+    "stratified_split",
+]  # fmt: skip
 
-_EMBEDDED = {"digits": digits, "breast_cancer": breast_cancer}
-NAMES = tuple(_EMBEDDED)
+EMBEDDED = ("digits", "breast_cancer")
+FETCHED = ("mnist", "fashion_mnist", "cifar10", "cifar100", "lfw", "adult")
+NAMES = EMBEDDED + FETCHED
 
 
 def load(name_or_path: str | pathlib.Path, *, size: int | None = None, scaling: str = "public") -> Dataset:
@@ -28,7 +34,8 @@ def load(name_or_path: str | pathlib.Path, *, size: int | None = None, scaling: 
         the exact mean and deviation of the training split (which `Dataset.preprocessing` then says).
 
     Raises:
-      ValueError: an unknown name or option, or data that are not what they should be.
+      ValueError: an unknown name or option, a data set that is not prepared, or data that are not what they
+        should be.
       FileNotFoundError: no such file.
 
     >>> dataset = load("digits")
@@ -39,9 +46,16 @@ def load(name_or_path: str | pathlib.Path, *, size: int | None = None, scaling: 
         raise ValueError(f"scaling={scaling!r}: choose from {', '.join(SCALINGS)}")
     if str(name_or_path).endswith(".npz"):
         dataset = load_npz(pathlib.Path(name_or_path))
-    elif name_or_path in _EMBEDDED:
-        dataset = _EMBEDDED[name_or_path]()
+    elif name_or_path in EMBEDDED:
+        dataset = getattr(importlib.import_module("jaxdp.data.embedded"), str(name_or_path))()
+    elif name_or_path in FETCHED:
+        dataset = importlib.import_module("jaxdp.data.prepared").load(name_or_path)
     else:
         raise ValueError(f"data={str(name_or_path)!r}: unknown; choose from {', '.join(NAMES)}, or FILE.npz")
     dataset = standardized(dataset) if scaling == "standardized" else dataset
     return dataset if size is None else resized(dataset, size)
+
+
+def prepare(name: str, originals: pathlib.Path | None = None) -> pathlib.Path:
+    """Fetches (or takes from the folder `originals`), verifies and stores a data set of `FETCHED`."""
+    return importlib.import_module("jaxdp.data.prepared").prepare(name, originals)
