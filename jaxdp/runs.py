@@ -1,0 +1,374 @@
+"""A whole training run: plan the privacy, train, evaluate, save, resume.
+
+The privacy of the run is planned before its first step, as a ledger made from the very schedule that scales
+the noise; the budget is enforced on that plan, so the step that would pass it is never taken.
+"""
+
+import dataclasses
+import pathlib
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from jaxdp import accounting, calibration, checkpoints, data, ledger, training
+from jaxdp.data import Dataset
+from jaxdp.ledger import Entry, Ledger, Sampling
+from jaxdp.privatize import accounted_noise_multipliers
+from jaxdp.training import Diagnostics, Run, TrainConfig, TrainState
+
+Observer = Callable[[int, PyTree], None]
+
+# What a resumed run may change: the mechanism (the ledger keeps the old and the new) ...
+_MECHANISM = {
+    *(
+        "schedule",
+        "noise_multiplier",
+        "start",
+        "end",
+        "scale",
+        "clipping",
+        "l2_norm_clip",
+        "l2_norm_clip_end",
+    ),
+    *("steps", "sampling", "sampling_rate", "target_epsilon", "learning_rate"),
+}
+# ... and how closely it is watched, and its privacy stated.
+_WATCHING = {
+    *(
+        "microbatch_size",
+        "delta",
+        "adjacency",
+        "accountant",
+        "budget_epsilon",
+        "evaluate_every",
+        "diagnostics",
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class TrainResult:
+    """What a run leaves.
+
+    Attributes:
+      config: as run, with the target epsilon resolved into a scale.
+      run: its functions and data.
+      state: the final state.
+      ledger: the privacy spent.
+      curves: lists of equal length: `step`, `test_accuracy`, and with diagnostics `training_loss`, `clipped`.
+      epsilon: the claim, or None where the run is not private.
+      nonfinite: examples left out since their gradient was not finite; not covered by any epsilon.
+      seconds: wall time of training, without compilation.
+      steps_timed: steps in it.
+      compile_seconds: time to trace and compile the epoch.
+      stopped_by_budget: whether the run ended early for its budget.
+    """
+
+    config: TrainConfig
+    run: Run
+    state: TrainState
+    ledger: Ledger
+    curves: dict[str, list[float]]
+    epsilon: accounting.Epsilon | None
+    nonfinite: int
+    seconds: float
+    steps_timed: int
+    compile_seconds: float
+    stopped_by_budget: bool
+
+
+def _reasons(config: TrainConfig, run: Run) -> tuple[str, ...]:
+    """Why no epsilon holds for the run; empty if one does."""
+    if run.clipper is None:
+        return ("no noise is added",)
+    reasons = () if run.clipper.private else (run.clipper.reason,)
+    if config.diagnostics:
+        reasons += ("exact training loss and clip counts are recorded without noise",)
+    return reasons
+
+
+def _sampling(run: Run) -> Sampling:
+    """How the run's batches are accounted for."""
+    sampler = run.sampler
+    return Sampling(
+        kind=sampler.kind,
+        rate=float(sampler.sampling_rate),
+        steps_per_epoch=sampler.steps_per_epoch if sampler.kind == "shuffled" else None,
+    )
+
+
+def entry(run: Run, start: int, stop: int) -> Entry:
+    """The ledger's entry for the steps `start .. stop - 1` of a run."""
+    config = run.config
+    if run.noise_multiplier is None or run.clipper is None:
+        sigmas = np.zeros(stop - start)
+    else:
+        sigmas = accounted_noise_multipliers(run.clipper, run.noise_multiplier, stop - start, start)
+    reasons = _reasons(config, run)
+    return Entry(
+        start=start,
+        stop=stop,
+        noise_multipliers=ledger.run_lengths(sigmas),
+        sampling=_sampling(run),
+        mechanism=config.clipping,
+        private=not reasons,
+        reasons=reasons,
+        seed="entropy" if config.noise_seed is None else "given",
+    )
+
+
+def resolved(config: TrainConfig, dataset: Dataset | None = None) -> TrainConfig:
+    """The configuration with its target epsilon turned into the scale of the schedule that spends it.
+
+    For a run that is not private this is nominal: the scale at which the published accounting would give it.
+    """
+    if config.target_epsilon is None:
+        return config
+    run = training.build(dataclasses.replace(config, target_epsilon=None), dataset=dataset)
+    plan = calibration.Plan(
+        schedule=run.noise_multiplier,
+        steps=config.steps,
+        sampling=_sampling(run),
+        noise_ratio=run.clipper.noise_to_sensitivity,
+    )
+    calibrated = calibration.calibrate(
+        plan,
+        config.target_epsilon,
+        delta=config.delta,
+        adjacency=config.adjacency,
+        accountant=config.accountant,
+    )
+    return dataclasses.replace(config, target_epsilon=None, scale=calibrated.scale)
+
+
+def _affordable(plan: Ledger, config: TrainConfig) -> int:
+    """How many steps of the plan the budget allows."""
+    if config.budget_epsilon is None:
+        return plan.steps
+    return accounting.steps_within(
+        plan,
+        config.budget_epsilon,
+        delta=config.delta,
+        adjacency=config.adjacency,
+        accountant=config.accountant,
+    )
+
+
+def claim(spent: Ledger, config: TrainConfig) -> accounting.Epsilon | None:
+    """The epsilon that the run may claim; None where it is not private."""
+    if not spent.private:
+        return None
+    return accounting.epsilon(
+        spent, delta=config.delta, adjacency=config.adjacency, accountant=config.accountant
+    )
+
+
+@dataclasses.dataclass
+class _Progress:
+    """Curves so far, read one epoch late so that the device never waits for the host."""
+
+    curves: dict[str, list[float]]
+    diagnostics: bool
+    waiting: tuple[int, Any, Diagnostics, Any] | None = None
+
+    def add(self, step: int, accuracy: Any, diagnostics: Diagnostics, overflow: Any) -> None:
+        self.flush()
+        self.waiting = (step, accuracy, diagnostics, overflow)
+
+    def flush(self) -> None:
+        if self.waiting is None:
+            return
+        step, accuracy, diagnostics, overflow = self.waiting
+        self.waiting = None
+        if bool(overflow):
+            raise ValueError(
+                f"step<={step}: a Poisson batch outgrew its places, which happens with probability below "
+                "1e-9 a run; the steps since the last checkpoint are void, run again"
+            )
+        self.curves["step"].append(step)
+        self.curves["test_accuracy"].append(float(accuracy))
+        if self.diagnostics:
+            self.curves["training_loss"].append(float(diagnostics.loss))
+            self.curves["clipped"].append(float(diagnostics.clipped))
+
+
+def _new_curves(config: TrainConfig) -> dict[str, list[float]]:
+    names = ("step", "test_accuracy", *(("training_loss", "clipped") if config.diagnostics else ()))
+    return {name: [] for name in names}
+
+
+def _resume(run: Run, folder: pathlib.Path) -> tuple[TrainState, Ledger, dict[str, list[float]]]:
+    """State, privacy spent and curves of the newest checkpoint, checked against the run that goes on."""
+    saved = checkpoints.restore(folder, like=run.init())
+    before, now = saved.document["config"], training.document(run.config)
+    for name in sorted(set(now) - _MECHANISM - _WATCHING):
+        if before.get(name) != now[name]:
+            raise ValueError(
+                f"{name}={now[name]!r}: the checkpoint was made with {name}={before.get(name)!r}"
+            )
+    spent = ledger.from_json(saved.document["ledger"])
+    if spent.steps != saved.step:
+        raise ValueError(f"ledger={spent.steps} steps: the checkpoint has {saved.step}; not resumed")
+    if saved.step > run.config.steps:
+        raise ValueError(f"steps={run.config.steps}: the checkpoint is at step {saved.step} already")
+    curves = {name: saved.document["curves"].get(name, []) for name in _new_curves(run.config)}
+    state = saved.state
+    if any(before[name] != now[name] for name in _MECHANISM):
+        # Steps after the checkpoint may have been taken with the old parameters before the interruption: the
+        # new ones must not meet the same noise again.
+        state = _with_new_noise(state, saved.step)
+    return state, spent, curves
+
+
+def _with_new_noise(state: TrainState, step: int) -> TrainState:
+    noise = training.noise_state(state)
+    sample_key = jax.random.fold_in(state.sample_key, step)
+    if noise is None:
+        return state._replace(sample_key=sample_key)
+    first = noise._replace(key=jax.random.fold_in(noise.key, step))
+    return state._replace(sample_key=sample_key, opt_state=(first, *state.opt_state[1:]))
+
+
+def _epochs(first: int, stop: int, every: int) -> list[int]:
+    """Where to pause: at multiples of `every`, and at the end."""
+    return [*range((first // every + 1) * every, stop, every), stop] if stop > first else []
+
+
+def train(
+    config: TrainConfig,
+    *,
+    dataset: Dataset | None = None,
+    folder: str | pathlib.Path | None = None,
+    resume: bool = False,
+    observer: Observer | None = None,
+    progress: bool = False,
+) -> TrainResult:
+    """Trains as configured.
+
+    Args:
+      config: what to do.
+      dataset: the data; None loads `config.data`.
+      folder: where checkpoints go, after every `evaluate_every` steps; None for none.
+      resume: go on from the newest checkpoint in `folder`; from the start where there is none.
+      observer: called with (step, params) at the start and at every evaluation.
+      progress: whether to show a progress bar.
+
+    Raises:
+      ValueError: a configuration, checkpoint or ledger that is refused; a budget too small for one step; a
+        Poisson batch that outgrew its places.
+      OSError: a folder that cannot be written.
+    """
+    dataset = data.load(config.data, size=config.image_size) if dataset is None else dataset
+    config = resolved(config, dataset)
+    run = training.build(config, dataset=dataset)
+    state, spent, curves = run.init(), Ledger(), _new_curves(config)
+    folder = None if folder is None else pathlib.Path(folder)
+    if folder is not None and checkpoints.latest_step(folder) is not None:
+        if not resume:
+            raise ValueError(f"folder={str(folder)!r}: holds checkpoints already; resume, or choose another")
+        state, spent, curves = _resume(run, folder)
+    first = spent.steps
+    plan = spent.append(entry(run, first, config.steps)) if first < config.steps else spent
+    stop = min(plan.steps, _affordable(plan, config)) if plan.private else plan.steps
+    if stop < 1:
+        raise ValueError(f"budget_epsilon={config.budget_epsilon}: the first step alone would pass it")
+    if config.budget_epsilon is not None and not plan.private:
+        raise ValueError(
+            f"budget_epsilon={config.budget_epsilon}: {'; '.join(plan.reasons)}, so none can be kept"
+        )
+    writer = None if folder is None else checkpoints.Writer(folder)
+    seconds, compile_seconds, state = _advance(
+        run, state, max(first, stop), plan, curves, writer=writer, observer=observer, progress=progress
+    )
+    noise = training.noise_state(state)
+    nonfinite = 0 if noise is None else int(noise.nonfinite)
+    if nonfinite:
+        warnings.warn(
+            f"{nonfinite} per-example gradients were not finite and counted as zero; this count is exact, "
+            "keep it as private as the data",
+            stacklevel=2,
+        )
+    spent = plan.until(int(state.step))
+    return TrainResult(
+        config=config,
+        run=run,
+        state=state,
+        ledger=spent,
+        curves=curves,
+        epsilon=claim(spent, config),
+        nonfinite=nonfinite,
+        seconds=seconds,
+        steps_timed=int(state.step) - first,
+        compile_seconds=compile_seconds,
+        stopped_by_budget=stop < config.steps,
+    )
+
+
+def _advance(
+    run: Run,
+    state: TrainState,
+    stop: int,
+    plan: Ledger,
+    curves: dict[str, list[float]],
+    *,
+    writer: checkpoints.Writer | None,
+    observer: Observer | None,
+    progress: bool,
+) -> tuple[float, float, TrainState]:
+    """Steps to `stop`, with evaluation, checkpoints and the bar; returns seconds, compile seconds, state."""
+    from tqdm import tqdm
+
+    config, train_arrays = run.config, run.train_arrays()
+    began = time.perf_counter()
+    epoch = run.epoch.lower(state, train_arrays, np.int32(0)).compile()
+    run.evaluate(state.params).block_until_ready()
+    compile_seconds = time.perf_counter() - began
+    waiting = _Progress(curves, config.diagnostics)
+    first = int(state.step)
+    if observer is not None:
+        observer(first, state.params)
+    bar = tqdm(total=stop, initial=first, unit="step", disable=not progress)
+    began = time.perf_counter()
+    for pause in _epochs(first, stop, config.evaluate_every):
+        state, diagnostics = epoch(state, train_arrays, np.int32(pause))
+        waiting.add(pause, run.evaluate(state.params), diagnostics, state.overflow)
+        if observer is not None:
+            observer(pause, state.params)
+        if writer is not None:
+            waiting.flush()
+            writer.save(pause, state, _document(run, plan.until(pause), curves))
+        bar.update(pause - bar.n)
+        if curves["test_accuracy"]:
+            bar.set_postfix(accuracy=f"{curves['test_accuracy'][-1]:.3f}")
+    waiting.flush()
+    jax.block_until_ready(state.params)
+    seconds = time.perf_counter() - began
+    bar.close()
+    if writer is not None:
+        writer.close()
+    return seconds, compile_seconds, state
+
+
+def _document(run: Run, spent: Ledger, curves: dict[str, list[float]]) -> dict[str, Any]:
+    """What a checkpoint says beside its arrays."""
+    return {"config": training.document(run.config), "ledger": spent.to_json(), "curves": curves}
+
+
+def from_checkpoint(folder: str | pathlib.Path) -> tuple[Run, TrainState, Ledger]:
+    """The run, state and privacy spent of the newest checkpoint in a folder."""
+    document = checkpoints.restore(folder).document
+    run = training.build(TrainConfig(**document["config"]))
+    return run, checkpoints.restore(folder, like=run.init()).state, ledger.from_json(document["ledger"])
+
+
+def epsilon_curve(spent: Ledger, config: TrainConfig, steps: list[int]) -> list[float | None]:
+    """RDP epsilon after each of the given steps; None where the run is not private."""
+    if not spent.private or not spent.steps:
+        return [None] * len(steps)
+    values = accounting.epsilon_trajectory(spent, delta=config.delta, adjacency=config.adjacency)
+    return [0.0 if step == 0 else float(values[step - 1]) for step in steps]

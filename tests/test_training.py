@@ -1,0 +1,281 @@
+"""Runs: one compilation, resume after a real kill -9, budgets, ledgers, what is refused."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxdp import checkpoints, data, runs, training
+from jaxdp.ledger import from_json
+from jaxdp.training import TrainConfig
+
+CONFIG = TrainConfig(
+    model="logistic", steps=40, schedule="linear", scale=0.2, evaluate_every=10, noise_seed=1
+)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return data.load("digits")
+
+
+def bits(tree):
+    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
+
+
+@pytest.mark.parametrize("schedule", ["fixed", "linear", "none"])
+def test_one_compilation_for_epochs_of_any_length(digits, schedule):
+    config = dataclasses.replace(CONFIG, schedule=schedule, scale=1.0, evaluate_every=7)
+    result = runs.train(config, dataset=digits)
+    assert len(result.run.traces) == 1 and int(result.state.step) == 40
+    assert result.curves["step"] == [7, 14, 21, 28, 35, 40]
+
+
+def test_the_loop_equals_its_steps_written_out(digits):
+    """Two private steps by hand: same batches, gradients one by one, same noise."""
+    run = training.build(dataclasses.replace(CONFIG, l2_norm_clip=0.3), dataset=digits)
+    state, train = run.init(), run.train_arrays()
+    looped, _ = run.epoch(state, train, 2)
+    loss_fn = training.models.cross_entropy(run.model)
+    params, key = state.params, state.opt_state[0].key
+    for step in range(2):
+        batch = run.sampler.draw(state.sample_key, step)
+        total = jax.tree.map(jnp.zeros_like, params)
+        for row in np.asarray(batch.indices)[np.asarray(batch.mask)]:
+            g = jax.grad(loss_fn)(params, (train[0][row], train[1][row]))
+            factor = jnp.minimum(1.0, 0.3 / optax.tree.norm(g))
+            total = jax.tree.map(lambda t, g, f=factor: t + f * g, total, g)
+        noise_key, _ = jax.random.split(jax.random.fold_in(key, step))
+        leaves, tree = jax.tree.flatten(total)
+        draws = jax.random.normal(noise_key, (sum(x.size for x in leaves),))
+        parts = jnp.split(draws, np.cumsum([x.size for x in leaves])[:-1])
+        sigma = 0.2 * (15 - 10.15 * step / 40)
+        noised = [x + sigma * 0.3 * z.reshape(x.shape) for x, z in zip(leaves, parts, strict=True)]
+        scale = 0.5 / (0.1 * digits.train_size)
+        params = jax.tree.map(lambda p, u: p - scale * u, params, jax.tree.unflatten(tree, noised))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), looped.params, params)
+
+
+def test_accuracy_of_ordinary_and_private_training(digits):
+    """Not a benchmark: training learns, with and without noise, and the noise costs something."""
+    ordinary = runs.train(dataclasses.replace(CONFIG, schedule="none", scale=1.0, steps=150), dataset=digits)
+    private = runs.train(dataclasses.replace(CONFIG, steps=150), dataset=digits)
+    assert ordinary.curves["test_accuracy"][-1] > 0.93
+    assert 0.8 < private.curves["test_accuracy"][-1] < ordinary.curves["test_accuracy"][-1]
+    assert ordinary.epsilon is None and "no noise" in ordinary.ledger.reasons[0]
+
+
+@pytest.mark.parametrize("sampling", ["poisson", "shuffled", "full"])
+def test_the_ledger_says_how_batches_were_drawn(digits, sampling):
+    config = dataclasses.replace(CONFIG, sampling=sampling, steps=20, adjacency="zero_out")
+    result = runs.train(config, dataset=digits)
+    (entry,) = result.ledger.entries
+    assert entry.sampling.kind == sampling and result.ledger.steps == 20
+    assert entry.sampling.rate == pytest.approx(result.run.sampler.sampling_rate)
+    assert result.epsilon.value > 0
+
+
+def test_one_example_that_is_not_finite_neither_spoils_the_run_nor_passes_unseen(digits):
+    x = digits.train_x.copy()
+    x[3] = 3e38
+    spoilt = dataclasses.replace(digits, train_x=x)
+    config = dataclasses.replace(CONFIG, sampling="full", steps=5)
+    with pytest.warns(UserWarning, match="5 per-example gradients were not finite"):
+        result = runs.train(config, dataset=spoilt)
+    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(result.state.params))
+
+
+def test_exact_diagnostics_cost_the_claim(digits):
+    result = runs.train(dataclasses.replace(CONFIG, diagnostics=True), dataset=digits)
+    assert len(result.curves["training_loss"]) == 4
+    assert result.epsilon is None and "without noise" in result.ledger.reasons[0]
+    silent = runs.train(CONFIG, dataset=digits)
+    assert set(silent.curves) == {"step", "test_accuracy"} and silent.epsilon is not None
+
+
+def test_overflow_is_an_error_and_leaves_nothing(digits, tmp_path, monkeypatch):
+    monkeypatch.setattr(training.sampling, "physical_size", lambda *_: 8)
+    with pytest.raises(ValueError, match="outgrew its places"):
+        runs.train(CONFIG, dataset=digits, folder=tmp_path / "run")
+    assert checkpoints.latest_step(tmp_path / "run") is None
+
+
+# --- budget ----------------------------------------------------------------------------------------------
+
+
+def test_budget_stops_before_the_step_that_would_pass_it(digits):
+    free = runs.train(CONFIG, dataset=digits)
+    budget = 0.7 * free.epsilon.value
+    bounded = runs.train(dataclasses.replace(CONFIG, budget_epsilon=budget), dataset=digits)
+    assert bounded.stopped_by_budget and bounded.ledger.steps == int(bounded.state.step) < 40
+    assert bounded.epsilon.value <= budget
+    one_more = runs.claim(free.ledger.until(bounded.ledger.steps + 1), CONFIG)
+    assert one_more.value > budget
+
+
+def test_target_epsilon_is_met_from_below(digits):
+    config = dataclasses.replace(CONFIG, scale=1.0, target_epsilon=2.0)
+    result = runs.train(config, dataset=digits)
+    assert 1.99 < result.epsilon.value <= 2.0
+
+
+# --- checkpoints -----------------------------------------------------------------------------------------
+
+_WORKER = """
+import dataclasses, json, pathlib, sys
+from jaxdp import runs
+from jaxdp.training import TrainConfig
+config = TrainConfig(**json.loads(sys.argv[1]))
+result = runs.train(config, folder=sys.argv[2], resume=True)
+print(json.dumps({"epsilon": result.epsilon.value, "curves": result.curves}))
+"""
+
+
+def worker(config, folder):
+    return subprocess.Popen(
+        [sys.executable, "-c", _WORKER, json.dumps(training.document(config)), str(folder)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    )
+
+
+def test_kill_9_and_resume_gives_the_same_bits(digits, tmp_path):
+    """Killed between two checkpoints of a run with momentum, resumed in another process."""
+    config = dataclasses.replace(
+        CONFIG, optimizer="momentum", learning_rate=0.1, steps=4_000, evaluate_every=20
+    )
+    config = dataclasses.replace(config, clipping="per_layer", scale=1.0)
+    whole = runs.train(config, dataset=digits)
+    process = worker(config, tmp_path / "run")
+    deadline = time.monotonic() + 120
+    while (checkpoints.latest_step(tmp_path / "run") or 0) < 60 and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    reached = checkpoints.latest_step(tmp_path / "run")
+    assert 60 <= reached < config.steps
+    resumed = runs.train(config, dataset=digits, folder=tmp_path / "run", resume=True)
+    assert bits(resumed.state.params) == bits(whole.state.params)
+    assert bits(resumed.state.opt_state[1:]) == bits(whole.state.opt_state[1:])
+    assert resumed.epsilon == whole.epsilon and resumed.curves == whole.curves
+    assert resumed.steps_timed == config.steps - reached
+
+
+def test_changed_privacy_is_appended_to_the_ledger_and_meets_new_noise(digits, tmp_path):
+    first = dataclasses.replace(CONFIG, steps=20)
+    runs.train(first, dataset=digits, folder=tmp_path / "run")
+    _, before, spent = runs.from_checkpoint(tmp_path / "run")
+    more = dataclasses.replace(
+        CONFIG, steps=40, schedule="fixed", noise_multiplier=5.0, scale=1.0, sampling_rate=0.05
+    )
+    result = runs.train(more, dataset=digits, folder=tmp_path / "run", resume=True)
+    assert result.ledger.entries[0] == spent.entries[0] and len(result.ledger.entries) == 2
+    assert result.ledger.entries[1].noise_multipliers == ((5.0, 20),)
+    assert result.ledger.entries[1].sampling.rate == pytest.approx(0.05)
+    old, new = (jax.random.key_data(s.opt_state[0].key) for s in (before, result.state))
+    assert not np.array_equal(old, new)
+
+
+def test_a_finished_run_resumes_to_itself(digits, tmp_path):
+    done = runs.train(CONFIG, dataset=digits, folder=tmp_path / "run")
+    again = runs.train(CONFIG, dataset=digits, folder=tmp_path / "run", resume=True)
+    assert bits(done.state.params) == bits(again.state.params) and again.epsilon == done.epsilon
+
+
+def test_a_folder_in_use_is_not_overwritten(digits, tmp_path):
+    runs.train(CONFIG, dataset=digits, folder=tmp_path / "run")
+    with pytest.raises(ValueError, match="holds checkpoints already"):
+        runs.train(CONFIG, dataset=digits, folder=tmp_path / "run")
+
+
+def test_keys_in_checkpoints_are_for_the_owner_only(digits, tmp_path):
+    runs.train(CONFIG, dataset=digits, folder=tmp_path / "run")
+    assert (tmp_path / "run").stat().st_mode & 0o077 == 0
+
+
+def test_another_model_is_not_resumed(digits, tmp_path):
+    runs.train(CONFIG, dataset=digits, folder=tmp_path / "run")
+    with pytest.raises(ValueError, match="seed=5: the checkpoint was made with seed=0"):
+        runs.train(dataclasses.replace(CONFIG, seed=5), dataset=digits, folder=tmp_path / "run", resume=True)
+
+
+def _files(folder: pathlib.Path):
+    step = folder / str(checkpoints.latest_step(folder))
+    return sorted(p for p in step.rglob("*") if p.is_file() and p.stat().st_size)
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
+def test_a_damaged_checkpoint_is_refused(digits, tmp_path, damage):
+    """Whatever file of it is damaged: an error, or (orbax's own redundant files) the same state."""
+    config = dataclasses.replace(CONFIG, steps=10)
+    done = runs.train(config, dataset=digits, folder=tmp_path / "run")
+    refused = 0
+    for file in _files(tmp_path / "run"):
+        whole = file.read_bytes()
+        if damage == "remove":
+            file.unlink()
+        elif damage == "truncate":
+            file.write_bytes(whole[: len(whole) // 2])
+        else:
+            middle = len(whole) // 2
+            file.write_bytes(whole[:middle] + bytes([whole[middle] ^ 0x10]) + whole[middle + 1 :])
+        try:
+            restored = checkpoints.restore(tmp_path / "run", like=done.state)
+        except (ValueError, FileNotFoundError):
+            refused += 1
+        else:
+            assert bits(restored.state.params) == bits(done.state.params)
+            assert from_json(restored.document["ledger"]) == done.ledger
+        file.write_bytes(whole)
+    assert refused >= 2
+
+
+def test_a_rewritten_ledger_is_refused(digits, tmp_path):
+    """Even with its own checksum made right again, the checkpoint's digest tells."""
+    runs.train(dataclasses.replace(CONFIG, steps=10), dataset=digits, folder=tmp_path / "run")
+    (path,) = [
+        p for p in _files(tmp_path / "run") if p.parent.name == "document" and b"ledger" in p.read_bytes()
+    ]
+    document = json.loads(path.read_text())
+    spent = from_json(document["ledger"])
+    less = dataclasses.replace(spent.entries[0], noise_multipliers=((99.0, 10),))
+    document["ledger"] = type(spent)((less,)).to_json()
+    path.write_text(json.dumps(document))
+    with pytest.raises(ValueError, match="do not match their digest"):
+        runs.train(
+            dataclasses.replace(CONFIG, steps=20), dataset=digits, folder=tmp_path / "run", resume=True
+        )
+
+
+@pytest.mark.parametrize(
+    "change, text",
+    [
+        (dict(steps=0), "steps=0"),
+        (dict(delta=0.0), "delta=0.0"),
+        (dict(sampling_rate=1.5), "sampling_rate=1.5"),
+        (dict(l2_norm_clip=0.0), "l2_norm_clip=0.0"),
+        (dict(learning_rate=float("nan")), "learning_rate=nan"),
+        (dict(scale=-1.0), "scale=-1.0"),
+        (dict(target_epsilon=3.0), "scale=0.2, target_epsilon=3.0"),
+        (dict(schedule="none", scale=1.0, target_epsilon=3.0), "schedule='none'"),
+        (dict(schedule="fixed", noise_multiplier=-2.0), "value=-2.0"),
+        (dict(budget_epsilon=1e-6), "budget_epsilon=1e-06"),
+        (dict(clipping="l2_max", budget_epsilon=1.0), "budget_epsilon=1.0.*private gradients"),
+        (dict(sampling="shuffled"), "adjacency='add_or_remove_one'"),
+    ],
+)
+def test_refusals(digits, change, text):
+    with pytest.raises(ValueError, match=text):
+        runs.train(dataclasses.replace(CONFIG, **change), dataset=digits)
