@@ -1,0 +1,289 @@
+"""Epsilon of a ledger, at a stated delta, adjacency and accountant.
+
+>>> from jaxdp import accounting
+>>> from jaxdp.calibration import Plan
+>>> from jaxdp.ledger import Sampling
+>>> plan = Plan(schedule="fixed", steps=10_000, sampling=Sampling(kind="poisson", rate=0.01))
+>>> spent = accounting.epsilon(plan.ledger(), delta=1e-5, adjacency="add_or_remove_one", accountant="rdp")
+>>> round(spent.value, 4)
+0.6592
+
+Adjacency is never implied, and decides what may be claimed:
+
+| adjacency           | neighbours differ in          | sensitivity | Poisson           | without replacement | shuffled |
+|---------------------|-------------------------------|-------------|-------------------|---------------------|----------|
+| `add_or_remove_one` | one example more or less      | C           | amplified         | refused             | refused  |
+| `zero_out`          | one gradient replaced by zero | C           | amplified         | refused             | once an epoch |
+| `replace_one`       | one example exchanged         | 2 C         | amplified, bound  | amplified, bound    | once an epoch |
+
+Full batches are Gaussian steps under each.  Sampling without replacement keeps the number of examples and so has
+no add/remove or zero-out theorem here.  With shuffled batches of fixed size an added example displaces others into
+other batches, so add/remove is refused; with the permutation fixed, an exchanged example takes part in one step of
+an epoch at the most, and the divergence is at most that of the step with the least noise.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import numpy as np
+from jaxtyping import Float
+
+from jaxdp import pld, rdp
+from jaxdp.ledger import Entry, Ledger, epoch_minima
+from jaxdp.pld import Steps
+
+ADJACENCIES = ("add_or_remove_one", "replace_one", "zero_out")
+ACCOUNTANTS = ("rdp", "pld")
+_CHUNK = 8192  # steps of a trajectory at a time
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Epsilon:
+    """An epsilon with all that it needs to mean something.
+
+    Attributes:
+      value: the upper bound: what is claimed.
+      lower: a lower bound on what the composition of the worst-case pairs spends (`pld`); None for `rdp`.
+      delta: the failure probability.
+      accountant: `rdp` or `pld`.
+      adjacency: one of `ADJACENCIES`.
+      sampling: in words.
+      order: the Renyi order that gave it (`rdp`).
+      nominal: the run is not private; the number reproduces a published claim and bounds nothing.
+    """
+
+    value: float
+    lower: float | None
+    delta: float
+    accountant: str
+    adjacency: str
+    sampling: str
+    order: float | None = None
+    nominal: bool = False
+
+    def __str__(self):
+        bracket = "" if self.lower is None else f" (not below {self.lower:.4f})"
+        label = "NOMINAL, not a privacy guarantee: " if self.nominal else ""
+        return (
+            f"{label}epsilon = {self.value:.4f}{bracket} at delta = {self.delta:g}, {self.accountant.upper()}, "
+            f"{self.adjacency}, {self.sampling}"
+        )
+
+
+def validate(delta: float, adjacency: str, accountant: str = "rdp") -> None:
+    """Refuses what no epsilon can be stated for."""
+    if isinstance(delta, bool) or not 0 < delta < 1:
+        raise ValueError(f"delta={delta}: must lie in (0, 1)")
+    if adjacency not in ADJACENCIES:
+        raise ValueError(f"adjacency={adjacency!r}: choose from {', '.join(ADJACENCIES)}")
+    if accountant not in ACCOUNTANTS:
+        raise ValueError(f"accountant={accountant!r}: choose from {', '.join(ACCOUNTANTS)}")
+
+
+def _refuse_not_private(ledger: Ledger, nominal: bool) -> None:
+    if not ledger.private and not nominal:
+        raise ValueError(
+            f"private=False: no epsilon holds for this run, only a nominal one: {' '.join(ledger.reasons)}"
+        )
+
+
+def _participation(entry: Entry, adjacency: str, window: slice = slice(None)) -> tuple[float, np.ndarray]:
+    """Rate and noise multipliers of the subsampled Gaussian steps that a part of an entry amounts to."""
+    kind = entry.sampling.kind
+    if kind == "without_replacement" and adjacency != "replace_one":
+        raise ValueError(
+            f"adjacency={adjacency!r}: sampling without replacement is accounted under replace_one only"
+        )
+    if kind == "shuffled":
+        if adjacency == "add_or_remove_one":
+            raise ValueError(
+                f"adjacency={adjacency!r}: in shuffled batches an added example displaces others;"
+                " choose zero_out or replace_one"
+            )
+        return 1.0, epoch_minima(entry, window)
+    return entry.sampling.rate, entry.sigmas()[window]
+
+
+def runs(ledger: Ledger, adjacency: str, start: int = 0, stop: int | None = None) -> list[Steps]:
+    """The distinct steps of a ledger, or of its steps `start .. stop - 1`, one `Steps` for each sampling rate.
+
+    Raises:
+      ValueError: a sampling that has no theorem under this adjacency.
+    """
+    by_rate: dict[float, list[np.ndarray]] = {}
+    stop = ledger.steps if stop is None else stop
+    for entry in ledger.entries:
+        window = slice(max(start - entry.start, 0), max(min(stop, entry.stop) - entry.start, 0))
+        if window.start < window.stop:
+            rate, sigmas = _participation(entry, adjacency, window)
+            by_rate.setdefault(rate, []).append(sigmas)
+    distinct = {rate: np.unique(np.concatenate(s), return_counts=True) for rate, s in by_rate.items()}
+    return [Steps(rate, sigmas, counts) for rate, (sigmas, counts) in distinct.items()]
+
+
+def divergences(
+    rate: float, sigmas: Float[np.ndarray, " n"], adjacency: str, orders=rdp.ORDERS
+) -> Float[np.ndarray, "n orders"]:
+    """RDP of one step at each noise multiplier under an adjacency."""
+    return (rdp.replace_one if adjacency == "replace_one" else rdp.poisson_gaussian)(rate, sigmas, orders)
+
+
+def _describe(ledger: Ledger) -> str:
+    return "; ".join(dict.fromkeys(str(entry.sampling) for entry in ledger.entries)) or "no step"
+
+
+def epsilon(
+    ledger: Ledger,
+    *,
+    delta: float,
+    adjacency: str,
+    accountant: str = "pld",
+    tolerance: float = pld.TOLERANCE,
+    nominal: bool = False,
+) -> Epsilon:
+    """Epsilon at delta of the steps in a ledger.
+
+    Args:
+      ledger: what was done, or is planned.
+      delta: in (0, 1).
+      adjacency: one of `ADJACENCIES`.
+      accountant: `rdp`, or `pld`: tighter, with a lower bound.
+      tolerance: relative width of the bracket of `pld`.
+      nominal: give the number that the noise multipliers would mean for a run that is not private, labelled so.
+
+    Raises:
+      ValueError: a run that is not private, or a combination without a theorem.
+
+    Formal guarantee: unless nominal, the run is (value, delta)-differentially private for one example under the
+    adjacency, if its noise multipliers and sampling are what the ledger says.
+    """
+    validate(delta, adjacency, accountant)
+    _refuse_not_private(ledger, nominal)
+    if not tolerance > 0:
+        raise ValueError(f"tolerance={tolerance}: must be > 0")
+    steps = runs(ledger, adjacency)
+    common = dict(
+        delta=delta,
+        accountant=accountant,
+        adjacency=adjacency,
+        sampling=_describe(ledger),
+        nominal=not ledger.private,
+    )
+    if accountant == "rdp":
+        total = sum(
+            (run.counts @ divergences(*run[:2], adjacency) for run in steps), np.zeros(rdp.ORDERS.size)
+        )
+        value, order = rdp.epsilon(total, delta)
+        return Epsilon(value=float(value), lower=None, order=float(order), **common)
+    fixed_size = all(entry.sampling.kind == "without_replacement" for entry in ledger.entries)
+    bounds = pld.bounds(
+        steps, delta, replace=adjacency == "replace_one", fixed_size=fixed_size, tolerance=tolerance
+    )
+    return Epsilon(value=bounds.upper, lower=bounds.lower, **common)
+
+
+def _running_minima(entry: Entry) -> tuple[np.ndarray, np.ndarray]:
+    """For a shuffled entry: the smallest noise multiplier of the epoch so far, and where epochs begin."""
+    sigmas = entry.sigmas()
+    epoch = np.arange(entry.start, entry.stop) // entry.sampling.steps_per_epoch
+    begins = np.concatenate(([True], np.diff(epoch) > 0))
+    pieces = np.split(sigmas, np.flatnonzero(begins)[1:])
+    return np.concatenate([np.minimum.accumulate(piece) for piece in pieces]), begins
+
+
+def _increments(entry: Entry, adjacency: str):
+    """Rows of RDP that each step adds, in chunks."""
+    rate, sigmas = _participation(entry, adjacency)
+    shuffled = entry.sampling.kind == "shuffled"
+    if shuffled:
+        sigmas, begins = _running_minima(entry)
+    distinct, index = np.unique(sigmas, return_inverse=True)
+    table = divergences(rate, distinct, adjacency)
+    for start in range(0, index.size, _CHUNK):
+        stop = min(start + _CHUNK, index.size)
+        rows = table[index[start:stop]]
+        if shuffled:  # within an epoch only the growth of the largest divergence counts
+            before = index[np.maximum(np.arange(start, stop) - 1, 0)]
+            fresh = begins[start:stop]
+            same = ~fresh & (before == index[start:stop])
+            rows = np.where(fresh[:, None], rows, rows - np.where(same[:, None], 0.0, table[before]))
+            rows[same] = 0.0
+        yield rows
+
+
+def epsilon_trajectory(
+    ledger: Ledger, *, delta: float, adjacency: str, nominal: bool = False
+) -> Float[np.ndarray, " steps"]:
+    """The RDP epsilon spent after every step, in one pass: element t is after the steps 0 .. t.
+
+    Args and errors as `epsilon`.
+    """
+    validate(delta, adjacency)
+    _refuse_not_private(ledger, nominal)
+    total, spent = np.zeros(rdp.ORDERS.size), [np.empty(0)]
+    for entry in ledger.entries:
+        for rows in _increments(entry, adjacency):
+            cumulative = total + np.cumsum(rows, axis=0)
+            total = cumulative[-1]
+            spent.append(rdp.epsilon(cumulative, delta)[0])
+    return np.concatenate(spent)
+
+
+def steps_within(
+    ledger: Ledger,
+    budget_epsilon: float,
+    *,
+    delta: float,
+    adjacency: str,
+    accountant: str = "rdp",
+    tolerance: float = pld.TOLERANCE,
+) -> int:
+    """The largest number of first steps of a ledger whose epsilon does not pass the budget.
+
+    Args:
+      ledger: what was done so far and the plan for the rest.
+      budget_epsilon: >= 0.
+      delta, adjacency, accountant, tolerance: as `epsilon`.
+    """
+    if not budget_epsilon >= 0:
+        raise ValueError(f"budget_epsilon={budget_epsilon}: must be >= 0")
+    validate(delta, adjacency, accountant)
+    trajectory = epsilon_trajectory(ledger, delta=delta, adjacency=adjacency)
+    within = int(np.searchsorted(trajectory, budget_epsilon, side="right"))
+    if accountant == "rdp":
+        return within
+
+    def fits(steps: int) -> bool:
+        part = ledger.until(steps)
+        spent = epsilon(part, delta=delta, adjacency=adjacency, accountant="pld", tolerance=tolerance)
+        return spent.value <= budget_epsilon
+
+    return _largest(fits, within, ledger.steps)
+
+
+def _largest(fits: Callable[[int], bool], guess: int, most: int) -> int:
+    """The largest count in 0 .. most that fits, by bisection in a bracket grown around a guess."""
+    if most == 0 or fits(most):
+        return most
+    low, width = guess, max(1, guess // 8)
+    while low > 0 and not fits(low):
+        low = max(0, low - width)
+        width *= 2
+    high = most
+    while low + width < high:
+        if not fits(low + width):
+            high = low + width
+            break
+        low, width = low + width, 2 * width
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def equivalent_noise_multiplier(ledger: Ledger) -> float:
+    """The root-mean-square rule (mean sigma^-2)^(-1/2): the constant that spends about the same."""
+    with np.errstate(divide="ignore"):
+        mean = np.mean(ledger.sigmas() ** -2.0)
+    return math.inf if mean == 0 else float(mean**-0.5)

@@ -1,0 +1,335 @@
+"""Plans of runs, and what makes a plan spend a given epsilon.
+
+A `Plan` says what a run is going to do; its `ledger()` is what it will have spent.  `calibrate` changes one
+thing about it (the scale of its noise, its length, its sampling rate, the end point of its schedule) until
+epsilon is met, from below: the calibrated plan never spends more than was asked.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from jaxdp import accounting, pld, rdp, schedules
+from jaxdp.ledger import Entry, Ledger, Sampling, run_lengths
+from jaxdp.pld import Steps
+
+WHAT = ("scale", "steps", "sampling_rate", "end")
+_NODES = 40  # of the interpolation in ln sigma; the rest of a calibration is exact
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A run that is going to be done.
+
+    Attributes:
+      schedule: a name of `schedules.NAMES` or a schedule.
+      parameters: of a schedule given by name.
+      steps: length of the run.
+      sampling: how batches will be drawn.
+      scale: factor on the schedule.
+      noise_ratio: effective over nominal noise multiplier: noise scale over L2 sensitivity, 1 for flat
+        clipping, 1/sqrt(L) for per-layer clipping as published.
+      mechanism, private, reasons, seed: as in `jaxdp.ledger.Entry`.
+    """
+
+    schedule: str | Callable = "fixed"
+    parameters: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    steps: int
+    sampling: Sampling
+    scale: float = 1.0
+    noise_ratio: float = 1.0
+    mechanism: str = "flat"
+    private: bool = True
+    reasons: tuple[str, ...] = ()
+    seed: str = "entropy"
+
+    def __post_init__(self):
+        if isinstance(self.steps, bool) or self.steps != int(self.steps) or self.steps < 1:
+            raise ValueError(f"steps={self.steps}: must be a whole number >= 1")
+        for name in ("scale", "noise_ratio"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise ValueError(f"{name}={value}: must be finite and > 0")
+        if isinstance(self.schedule, str):
+            schedules.create(self.schedule, self.steps, **self.parameters)
+        elif self.parameters:
+            raise ValueError(f"parameters={dict(self.parameters)}: only a schedule given by name takes them")
+
+    def function(self):
+        """The schedule of the nominal noise multiplier, scaled: what `privatize` is given."""
+        schedule = self.schedule
+        if isinstance(schedule, str):
+            schedule = schedules.create(schedule, self.steps, **self.parameters)
+        return schedule if self.scale == 1 else schedules.scaled(schedule, self.scale)
+
+    def ledger(self) -> Ledger:
+        """What the run will have spent, from the function that scales the noise."""
+        sigmas = self.noise_ratio * schedules.values(self.function(), self.steps)
+        entry = Entry(
+            start=0,
+            stop=self.steps,
+            noise_multipliers=run_lengths(sigmas),
+            sampling=self.sampling,
+            mechanism=self.mechanism,
+            private=self.private,
+            reasons=self.reasons,
+            seed=self.seed,
+        )
+        return Ledger((entry,))
+
+
+class _Compressed:
+    """RDP of many noise multipliers as a weighted sum over Chebyshev nodes in ln sigma.
+
+    The weights of the barycentric interpolant do not change when all noise multipliers are scaled, so a search
+    costs `_NODES` divergences an evaluation.  Never reported: the answer is checked with the exact sum.
+    """
+
+    def __init__(self, runs: list[Steps], adjacency: str):
+        self.adjacency = adjacency
+        self.runs = [self._compress(run) for run in runs]
+
+    @staticmethod
+    def _compress(run: Steps) -> Steps:
+        logs = np.log(run.noise_multipliers)
+        if logs.size <= _NODES or np.ptp(logs) < 1e-9:
+            return run
+        angles = (np.arange(_NODES) + 0.5) * np.pi / _NODES
+        nodes = logs[0] + np.ptp(logs) * (1 - np.cos(angles)) / 2
+        basis = (-1.0) ** np.arange(_NODES) * np.sin(angles)
+        distance = logs[:, None] - nodes[None, :]
+        distance[distance == 0] = 1e-300
+        matrix = basis / distance
+        weights = run.counts @ (matrix / matrix.sum(axis=1, keepdims=True))
+        return Steps(run.sampling_rate, np.exp(nodes), weights)
+
+    def epsilon(self, delta: float, scale: float = 1.0, rate: float | None = None) -> float:
+        total = np.zeros(rdp.ORDERS.size)
+        for run in self.runs:
+            q = run.sampling_rate if rate is None else rate
+            table = accounting.divergences(q, scale * run.noise_multipliers, self.adjacency)
+            unusable = np.isinf(table).any(axis=0)
+            total += np.where(unusable, np.inf, run.counts @ np.where(unusable, 0.0, table))
+        return float(rdp.epsilon(total, delta)[0])
+
+
+def _set(plan: Plan, what: str, value: float) -> Plan:
+    if what == "scale":
+        return dataclasses.replace(plan, scale=value)
+    if what == "steps":
+        return dataclasses.replace(plan, steps=round(value))
+    if what == "sampling_rate":
+        return dataclasses.replace(plan, sampling=dataclasses.replace(plan.sampling, rate=value))
+    return dataclasses.replace(plan, parameters=with_end(plan, value))
+
+
+def with_end(plan: Plan, end: float) -> dict[str, float]:
+    """The schedule's parameters with another end point.
+
+    Raises:
+      ValueError: a schedule without one, or an end that it cannot reach.
+    """
+    if plan.schedule not in (
+        "linear",
+        "staircase",
+        "exponential",
+        "quarter_cosine",
+        "inverse_time",
+        "polynomial",
+    ):
+        raise ValueError(f"end={end}: schedule {plan.schedule!r} has no end point")
+    if plan.schedule != "quarter_cosine":
+        return {**plan.parameters, "end": end}
+    start = plan.parameters.get("start", schedules.PUBLISHED_START)
+    if not 0 < end < start:
+        raise ValueError(f"end={end}: quarter_cosine falls from start={start} to an end in (0, start)")
+    return {**plan.parameters, "angle": math.acos(end / start)}
+
+
+def calibrate(
+    plan: Plan,
+    target_epsilon: float,
+    what: str = "scale",
+    *,
+    delta: float,
+    adjacency: str,
+    accountant: str = "rdp",
+    tolerance: float = pld.TOLERANCE,
+) -> Plan:
+    """The plan with one thing changed so that it spends the target, and no more.
+
+    Args:
+      plan: where to start.
+      target_epsilon: > 0.
+      what: `scale` (smallest factor on the schedule), `steps` (largest number; a schedule given by name is
+        stretched to it), `sampling_rate` (largest; Poisson and without replacement) or `end` (smallest end point).
+      delta, adjacency, accountant, tolerance: as `accounting.epsilon`; `pld` meets the target with its upper
+        bound, within `tolerance`.
+
+    Raises:
+      ValueError: a target that nothing reaches, or a plan that is not private.
+    """
+    if not (math.isfinite(target_epsilon) and target_epsilon > 0):
+        raise ValueError(f"target_epsilon={target_epsilon}: must be finite and > 0")
+    if what not in WHAT:
+        raise ValueError(f"what={what!r}: choose from {', '.join(WHAT)}")
+    if what == "sampling_rate" and plan.sampling.kind not in ("poisson", "without_replacement"):
+        raise ValueError(f"what={what!r}: {plan.sampling.kind} batches have no sampling rate to choose")
+    accounting.validate(delta, adjacency, accountant)
+    exact = _exact(plan, what, delta, adjacency, "rdp", tolerance)
+    start = _solve(_searched(plan, what, delta, adjacency), what, target_epsilon, _value(plan, what), 1e-7)
+    if accountant == "rdp":
+        return _set(plan, what, _settle(exact, what, target_epsilon, start))
+    with_pld = _exact(plan, what, delta, adjacency, "pld", tolerance)
+    solved = _solve(with_pld, what, target_epsilon, start, tolerance / 50)
+    return _set(plan, what, solved)
+
+
+def _value(plan: Plan, what: str) -> float:
+    if what == "end":
+        with_end(plan, 1e-3)
+        return float(schedules.values(plan.function(), 1, plan.steps)[0]) / plan.scale
+    return {"scale": plan.scale, "steps": plan.steps, "sampling_rate": max(plan.sampling.rate, 1e-9)}[what]
+
+
+def _exact(plan, what, delta, adjacency, accountant, tolerance) -> Callable[[float], float]:
+    def spent(value: float) -> float:
+        ledger = _set(plan, what, value).ledger()
+        return accounting.epsilon(
+            ledger, delta=delta, adjacency=adjacency, accountant=accountant, tolerance=tolerance
+        ).value
+
+    return spent
+
+
+def _searched(plan, what, delta, adjacency) -> Callable[[float], float]:
+    """Epsilon as a function of the value, as fast as it can be had."""
+    ledger = plan.ledger()
+    if not ledger.private:
+        accounting.epsilon(ledger, delta=delta, adjacency=adjacency)  # raises, saying why
+    if what in ("scale", "sampling_rate"):
+        compressed = _Compressed(accounting.runs(ledger, adjacency), adjacency)
+        if what == "scale":
+            return lambda value: compressed.epsilon(delta, scale=value / plan.scale)
+        return lambda value: compressed.epsilon(delta, rate=value)
+
+    def spent(value: float) -> float:
+        changed = accounting.runs(_set(plan, what, value).ledger(), adjacency)
+        return _Compressed(changed, adjacency).epsilon(delta)
+
+    return spent
+
+
+def _limits(what: str) -> tuple[float, float, int]:
+    """Smallest and largest value, and whether epsilon rises (+1) or falls (-1) with it."""
+    return {
+        "scale": (1e-6, 1e9, -1),
+        "steps": (1, 1e9, 1),
+        "sampling_rate": (1e-12, 1.0, 1),
+        "end": (1e-3, 1e9, -1),
+    }[what]
+
+
+def _solve(
+    spent: Callable[[float], float], what: str, target: float, guess: float, precision: float
+) -> float:
+    """A value that spends at most the target, within a relative precision of spending it exactly."""
+    smallest, largest, sign = _limits(what)
+    whole = what == "steps"
+
+    def error(value):  # > 0: too much is spent
+        return math.log(min(max(spent(value), 1e-15), 1e15) / target)
+
+    good = bad = None
+    value, factor = min(max(guess, smallest), largest), 1.05
+    while good is None or bad is None:
+        e = error(value)
+        if e > 0:
+            bad, bad_error = value, e
+        else:
+            good, good_error = value, e
+        if good is not None and bad is not None:
+            break
+        towards = 1 if (e > 0) == (sign < 0) else -1
+        if value == (largest if towards > 0 else smallest):
+            if good is not None:
+                return good
+            raise ValueError(
+                f"target_epsilon={target:g}: not reached by any {what} in [{smallest:g}, {largest:g}]"
+            )
+        step = max(abs(e) * 1.3, math.log(factor)) * towards
+        factor = factor**2
+        value = min(max(value * math.exp(min(max(step, -6), 6)), smallest), largest)
+        if whole:
+            value = (
+                round(value) if round(value) != (bad if good is None else good) else round(value) + towards
+            )
+    side = 0
+    for _ in range(60):
+        if abs(math.log(good / bad)) <= precision or (whole and abs(good - bad) <= 1):
+            break
+        share = bad_error / (bad_error - good_error)
+        value = bad * (good / bad) ** min(max(share, 0.01), 0.99)
+        if whole:
+            low, high = sorted((good, bad))
+            value = min(max(round(value), low + 1), high - 1)
+        e = error(value)
+        if e > 0:
+            bad, bad_error = value, e
+            good_error = good_error / 2 if side == 1 else good_error
+            side = 1
+        else:
+            good, good_error = value, e
+            bad_error = bad_error / 2 if side == -1 else bad_error
+            side = -1
+        if not whole and 0 <= -e < precision:
+            break
+    return good
+
+
+def _settle(exact: Callable[[float], float], what: str, target: float, value: float) -> float:
+    """The value moved to the safe side until the exact accountant agrees."""
+    sign = _limits(what)[2]
+    step = 1e-9
+    while exact(value) > target:
+        value = value - 1 if what == "steps" else value * (1 - sign * step)
+        step *= 8
+    return value
+
+
+def matched_constant(
+    ledger: Ledger,
+    *,
+    delta: float,
+    adjacency: str,
+    accountant: str = "rdp",
+    tolerance: float = pld.TOLERANCE,
+    nominal: bool = False,
+    target: float | None = None,
+) -> float:
+    """The constant noise multiplier that, over the same steps and sampling, spends the same epsilon.
+
+    Args and errors as `accounting.epsilon`; `target` is the ledger's epsilon, where it is known already.
+    """
+    settings = dict(
+        delta=delta, adjacency=adjacency, accountant=accountant, tolerance=tolerance, nominal=nominal
+    )
+    if target is None:
+        target = accounting.epsilon(ledger, **settings).value
+
+    def constant(value: float) -> Ledger:
+        return Ledger(
+            tuple(
+                dataclasses.replace(e, noise_multipliers=((value, e.stop - e.start),)) for e in ledger.entries
+            )
+        )
+
+    if not 0 < target < math.inf:
+        raise ValueError(f"epsilon={target}: no constant noise multiplier is singled out by it")
+    guess = accounting.equivalent_noise_multiplier(ledger)
+    precision = 1e-7 if accountant == "rdp" else tolerance / 50
+    return _solve(
+        lambda v: accounting.epsilon(constant(v), **settings).value, "scale", target, guess, precision
+    )

@@ -1,0 +1,287 @@
+"""The privacy spent, as data: what was done at every step, from which any accountant computes epsilon.
+
+A `Ledger` is an append-only sequence of stretches of steps.  It goes into every checkpoint and record, and a run
+that resumes with another sampling rate, clip bound or noise appends to it.  Text that is damaged in any way is
+refused: from a ledger that cannot be trusted no epsilon is computed.
+"""
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float
+
+SCHEMA = 1
+SAMPLING_KINDS = ("poisson", "shuffled", "full", "without_replacement")
+SEEDS = ("entropy", "given")
+
+
+def _whole(minimum: int, **values) -> None:
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+            raise ValueError(f"{name}={value!r}: must be a whole number >= {minimum}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How the examples of a step are chosen.
+
+    Attributes:
+      kind: `poisson` (each example on its own with probability `rate`), `full` (all of them),
+        `without_replacement` (a fresh uniform batch of fixed size each step), or `shuffled` (a permutation each
+        epoch, cut into batches: no amplification is claimed).
+      rate: the probability that an example takes part in a step.
+      steps_per_epoch: of `shuffled` only: epoch e is the steps e k .. (e + 1) k - 1, and an example takes part in
+        at most one of them.
+    """
+
+    kind: str = "poisson"
+    rate: float = 1.0
+    steps_per_epoch: int | None = None
+
+    def __post_init__(self):
+        if self.kind not in SAMPLING_KINDS:
+            raise ValueError(f"sampling={self.kind!r}: choose from {', '.join(SAMPLING_KINDS)}")
+        if isinstance(self.rate, bool) or not isinstance(self.rate, (int, float)) or not 0 <= self.rate <= 1:
+            raise ValueError(f"sampling_rate={self.rate!r}: must lie in [0, 1]")
+        if self.kind == "full" and self.rate != 1:
+            raise ValueError(f"sampling_rate={self.rate}: full batches take every example, rate 1")
+        if self.kind == "shuffled":
+            _whole(1, steps_per_epoch=self.steps_per_epoch)
+        elif self.steps_per_epoch is not None:
+            raise ValueError(f"steps_per_epoch={self.steps_per_epoch}: only shuffled batches have epochs")
+
+    def __str__(self):
+        if self.kind == "shuffled":
+            return f"shuffled, {self.steps_per_epoch} steps an epoch (no amplification)"
+        return {
+            "poisson": f"Poisson, rate {self.rate:g}",
+            "full": "full batch",
+            "without_replacement": f"without replacement, rate {self.rate:g}",
+        }[self.kind]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Entry:
+    """What was done in the steps `start .. stop - 1`.
+
+    Attributes:
+      start: first step.
+      stop: one past the last step.
+      noise_multipliers: run-length coded, `((sigma, steps), ...)` in the order of the steps.  Effective: the
+        standard deviation of the noise over the L2 sensitivity of the sum to one added or removed example,
+        whatever the clipping calls them.
+      sampling: how batches were drawn.
+      mechanism: name of the clipping, for the statement.
+      private: whether the effective multipliers hold at all.
+      reasons: why not, one sentence each; not empty exactly where `private` is False.
+      seed: `entropy` (of the operating system) or `given`: noise that someone can predict.
+    """
+
+    start: int
+    stop: int
+    noise_multipliers: tuple[tuple[float, int], ...]
+    sampling: Sampling
+    mechanism: str = "flat"
+    private: bool = True
+    reasons: tuple[str, ...] = ()
+    seed: str = "entropy"
+
+    def __post_init__(self):
+        _whole(0, start=self.start)
+        _whole(self.start + 1, stop=self.stop)
+        for sigma, steps in self.noise_multipliers:
+            if isinstance(sigma, bool) or not (
+                isinstance(sigma, (int, float)) and math.isfinite(sigma) and sigma >= 0
+            ):
+                raise ValueError(f"noise_multiplier={sigma!r}: must be finite and >= 0")
+            _whole(1, steps=steps)
+        counted = sum(steps for _, steps in self.noise_multipliers)
+        if counted != self.stop - self.start:
+            raise ValueError(f"noise_multipliers={counted} steps: entry has {self.stop - self.start} steps")
+        if self.seed not in SEEDS:
+            raise ValueError(f"seed={self.seed!r}: choose from {', '.join(SEEDS)}")
+        if not isinstance(self.private, bool) or self.private == bool(self.reasons):
+            raise ValueError(
+                f"private={self.private!r}: with reasons={list(self.reasons)}; say why exactly if not private"
+            )
+        if not isinstance(self.mechanism, str) or not all(isinstance(r, str) for r in self.reasons):
+            raise ValueError(f"mechanism={self.mechanism!r}: mechanism and reasons must be text")
+
+    def sigmas(self) -> Float[np.ndarray, " steps"]:
+        """The effective noise multiplier of every step."""
+        values, counts = zip(*self.noise_multipliers, strict=True)
+        return np.repeat(np.array(values, float), counts)
+
+    def until(self, step: int) -> "Entry":
+        """The part of the entry before `step`."""
+        return dataclasses.replace(
+            self, stop=step, noise_multipliers=run_lengths(self.sigmas()[: step - self.start])
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Ledger:
+    """All entries, from step 0 without gap or overlap."""
+
+    entries: tuple[Entry, ...] = ()
+
+    def __post_init__(self):
+        expected = 0
+        for entry in self.entries:
+            if entry.start != expected:
+                kind = "gap" if entry.start > expected else "overlap"
+                raise ValueError(f"start={entry.start}: {kind} in the ledger, step {expected} comes next")
+            expected = entry.stop
+
+    @property
+    def steps(self) -> int:
+        """How many steps were done."""
+        return self.entries[-1].stop if self.entries else 0
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why the run is not private; empty if it is."""
+        return tuple(dict.fromkeys(r for entry in self.entries for r in entry.reasons))
+
+    @property
+    def private(self) -> bool:
+        """Whether every entry is private."""
+        return not self.reasons
+
+    def sigmas(self) -> Float[np.ndarray, " steps"]:
+        """The effective noise multiplier of every step."""
+        return np.concatenate([np.empty(0), *(entry.sigmas() for entry in self.entries)])
+
+    def append(self, entry: Entry) -> "Ledger":
+        """The ledger with one more entry, which must start where this one ends.
+
+        An entry that differs from the last in nothing but its steps is joined to it.
+        """
+        if self.entries and _same_kind(self.entries[-1], entry) and entry.start == self.steps:
+            last = self.entries[-1]
+            sigmas = np.concatenate([last.sigmas(), entry.sigmas()])
+            joined = dataclasses.replace(last, stop=entry.stop, noise_multipliers=run_lengths(sigmas))
+            return Ledger((*self.entries[:-1], joined))
+        return Ledger((*self.entries, entry))
+
+    def until(self, step: int) -> "Ledger":
+        """What was spent before `step`.
+
+        Raises:
+          ValueError: the ledger does not reach that far.
+        """
+        if not 0 <= step <= self.steps:
+            raise ValueError(f"step={step}: the ledger covers 0 .. {self.steps}")
+        whole = tuple(entry for entry in self.entries if entry.stop <= step)
+        cut = tuple(entry.until(step) for entry in self.entries if entry.start < step < entry.stop)
+        return Ledger(whole + cut)
+
+    def scaled(self, factor: float) -> "Ledger":
+        """The same run with every noise multiplier times `factor`."""
+        if not (math.isfinite(factor) and factor > 0):
+            raise ValueError(f"factor={factor}: must be finite and > 0")
+        return Ledger(
+            tuple(
+                dataclasses.replace(
+                    e, noise_multipliers=tuple((factor * s, n) for s, n in e.noise_multipliers)
+                )
+                for e in self.entries
+            )
+        )
+
+    def to_json(self) -> str:
+        """The ledger as text, with the SHA-256 of its canonical content."""
+        content = {"schema": SCHEMA, "entries": [dataclasses.asdict(entry) for entry in self.entries]}
+        return json.dumps({**content, "sha256": _checksum(content)}, allow_nan=False)
+
+
+def _same_kind(a: Entry, b: Entry) -> bool:
+    return all(
+        getattr(a, field) == getattr(b, field)
+        for field in ("sampling", "mechanism", "private", "reasons", "seed")
+    )
+
+
+def _checksum(content: dict) -> str:
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def run_lengths(sigmas: Sequence[float] | Float[np.ndarray, " steps"]) -> tuple[tuple[float, int], ...]:
+    """Equal neighbours as one pair `(sigma, steps)`."""
+    return tuple(
+        (float(sigma), len(list(run))) for sigma, run in itertools.groupby(np.asarray(sigmas).tolist())
+    )
+
+
+def from_json(text: str | None) -> Ledger:
+    """The ledger that `Ledger.to_json` wrote.
+
+    Raises:
+      ValueError: missing, cut, altered, of another schema, or with steps missing or counted twice.
+    """
+    if not text:
+        raise ValueError(
+            "ledger=None: missing, so the privacy already spent is unknown; no epsilon without it"
+        )
+    try:
+        content = json.loads(text)
+        checksum = content.pop("sha256")
+        if content["schema"] != SCHEMA:
+            raise ValueError(f"schema={content['schema']!r}: this version reads {SCHEMA}")
+        if _checksum(content) != checksum:
+            raise ValueError(f"sha256={checksum!r}: does not match the content")
+        return Ledger(tuple(_entry(record) for record in content["entries"]))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"ledger: corrupt, so no epsilon can be computed from it ({error})") from error
+
+
+def _entry(record: dict) -> Entry:
+    return Entry(
+        **{
+            **record,
+            "noise_multipliers": tuple((sigma, steps) for sigma, steps in record["noise_multipliers"]),
+            "sampling": Sampling(**record["sampling"]),
+            "reasons": tuple(record["reasons"]),
+        }
+    )
+
+
+def to_event(ledger: Ledger):
+    """The ledger as a `dp_accounting.DpEvent`, equal noise multipliers of an entry grouped.
+
+    The noise multipliers are for add/remove-one (or zero-out) adjacency.  Shuffled batches become one
+    unsampled Gaussian an epoch, with the smallest noise multiplier in it.
+
+    Raises:
+      ValueError: a run that is not private, or one sampled without replacement, which these adjacencies do not
+        cover.
+    """
+    import dp_accounting as dp
+
+    if not ledger.private:
+        raise ValueError(f"private=False: {' '.join(ledger.reasons)}")
+    events = []
+    for entry in ledger.entries:
+        kind = entry.sampling.kind
+        if kind == "without_replacement":
+            raise ValueError(f"sampling={kind!r}: has no event under add/remove-one; use jaxdp.accounting")
+        sigmas = epoch_minima(entry) if kind == "shuffled" else entry.sigmas()
+        for sigma, count in zip(*np.unique(sigmas, return_counts=True), strict=True):
+            event = dp.GaussianDpEvent(float(sigma))
+            if kind == "poisson":
+                event = dp.PoissonSampledDpEvent(entry.sampling.rate, event)
+            events.append(dp.SelfComposedDpEvent(event, int(count)))
+    return dp.ComposedDpEvent(events)
+
+
+def epoch_minima(entry: Entry, window: slice = slice(None)) -> Float[np.ndarray, " epochs"]:
+    """The smallest noise multiplier in each epoch that (a part of) a shuffled entry touches."""
+    epoch = np.arange(entry.start, entry.stop)[window] // entry.sampling.steps_per_epoch
+    _, first = np.unique(epoch, return_index=True)
+    return np.minimum.reduceat(entry.sigmas()[window], first)

@@ -1,0 +1,138 @@
+"""What a run's privacy is, in words that can be held against it, and as data."""
+
+import dataclasses
+
+from jaxdp.accounting import Epsilon
+from jaxdp.ledger import Ledger
+
+ADJACENCY_IN_WORDS = {
+    "add_or_remove_one": "data sets that differ in one example more or less",
+    "replace_one": "data sets of the same size that differ in one example, exchanged for any other",
+    "zero_out": "data sets that differ in one example, whose gradient is replaced by zero",
+}
+_SAMPLING_ASSUMED = {
+    "poisson": "each example was drawn for each step on its own, with the stated probability, and the draws are secret",
+    "without_replacement": "each batch was drawn uniformly without replacement, afresh and in secret",
+    "shuffled": "an example takes part in at most one step of an epoch; the order may be known",
+    "full": "every example takes part in every step",
+}
+DISCLOSURES = {
+    "loss_logged": "The exact training loss was logged: it is computed from the examples without noise, and whoever sees it"
+    " has more than epsilon covers.",
+    "clipping_logged": "Exact norms or the share of clipped examples were logged: they are computed from the examples without"
+    " noise, and whoever sees them has more than epsilon covers.",
+    "chosen_on_private_data": "Decisions during the run (a schedule driven by validation, early stopping, model choice) used"
+    " private data without noise: the run as a whole is not private.",
+}
+_NOT_COVERED = (
+    "Floating-point noise: the Gaussian of the proof is real-valued, the one drawn has finite precision (Mironov 2012).",
+    "Hyper-parameters, schedules and the number of steps chosen by looking at results on the same data.",
+    "Evaluation data: examples used to report accuracy are not protected by this epsilon.",
+    "Observers of a single batch who know that an example is in it: they get no amplification by sampling.",
+    "A leak before the noise is added (per-example or unnoised gradients): no parameter of the mechanism protects it.",
+    "People who contributed several examples: the unit is one example.",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Statement:
+    """The privacy of a run.
+
+    Attributes:
+      private: whether the epsilon is a guarantee.
+      epsilon: the number with its settings; None where none may be stated.
+      mechanism, sampling: of each stretch of the run.
+      unit: what is protected.
+      assumptions: what has to be true for it.
+      warnings: what weakens it in this run.
+      not_covered: what it says nothing about.
+    """
+
+    private: bool
+    epsilon: Epsilon | None
+    mechanism: tuple[str, ...]
+    sampling: tuple[str, ...]
+    unit: str
+    assumptions: tuple[str, ...]
+    warnings: tuple[str, ...]
+    not_covered: tuple[str, ...]
+
+    def to_dict(self) -> dict:
+        """The statement as what JSON can hold."""
+        record = dataclasses.asdict(self)
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in record.items()}
+
+    def __str__(self):
+        if self.epsilon is None:
+            claim = "NOT PRIVATE: no epsilon holds."
+        elif self.private:
+            claim = f"For one example, {self.epsilon}."
+        else:
+            claim = f"NOT PRIVATE. {self.epsilon}."
+        lines = ["Privacy statement", f"  {claim}"]
+        if self.epsilon is not None:
+            lines.append(f"  Neighbours: {ADJACENCY_IN_WORDS[self.epsilon.adjacency]}.")
+        lines += [f"  Mechanism: {m}." for m in self.mechanism] + [f"  Sampling: {s}." for s in self.sampling]
+        for title, sentences in (
+            ("Warnings", self.warnings), ("Assumed", self.assumptions), ("Not covered", self.not_covered)
+        ):  # fmt: skip
+            lines += [f"  {title}:"] * bool(sentences) + [f"    - {sentence}" for sentence in sentences]
+        return "\n".join(lines)
+
+
+def privacy_statement(
+    ledger: Ledger, epsilon: Epsilon | None = None, *, disclosed: tuple[str, ...] = ()
+) -> Statement:
+    """The statement for a run.
+
+    Args:
+      ledger: what was done.
+      epsilon: of `accounting.epsilon` for this ledger; a nominal one, or None, if it is not private.
+      disclosed: what else got out, keys of `DISCLOSURES`; `chosen_on_private_data` makes the run not private.
+
+    Raises:
+      ValueError: an epsilon claimed for a run that is not private, none for one that is, or an unknown
+        disclosure.
+    """
+    for name in disclosed:
+        if name not in DISCLOSURES:
+            raise ValueError(f"disclosed={name!r}: choose from {', '.join(DISCLOSURES)}")
+    undone = "chosen_on_private_data" in disclosed
+    private = ledger.private and not undone
+    if ledger.private and epsilon is None and not undone:
+        raise ValueError("epsilon=None: a private run is stated with its epsilon")
+    if epsilon is not None and epsilon.nominal == ledger.private:
+        raise ValueError(f"nominal={epsilon.nominal}: the run is {'' if ledger.private else 'not '}private")
+    warnings = [f"Not private: {reason}" for reason in ledger.reasons]
+    warnings += [DISCLOSURES[name] for name in disclosed]
+    if any(entry.seed == "given" for entry in ledger.entries):
+        warnings.append(
+            "The noise was drawn from a given seed: whoever knows or guesses it can subtract the noise, and against them"
+            " there is no privacy."
+        )
+    if any(entry.sampling.kind == "shuffled" for entry in ledger.entries):
+        warnings.append("Batches were shuffled, not Poisson: no amplification by sampling is claimed.")
+    assumptions = ["the noise is Gaussian, drawn afresh for each step, of the standard deviation recorded"]
+    assumptions.append(
+        "every example's contribution to a sum is bounded as recorded, and sums are divided by a constant"
+    )
+    assumptions += dict.fromkeys(_SAMPLING_ASSUMED[entry.sampling.kind] for entry in ledger.entries)
+    return Statement(
+        private=private,
+        epsilon=None if undone else epsilon,
+        mechanism=tuple(_describe(entry) for entry in ledger.entries),
+        sampling=tuple(dict.fromkeys(str(entry.sampling) for entry in ledger.entries)),
+        unit="one example",
+        assumptions=tuple(assumptions),
+        warnings=tuple(warnings),
+        not_covered=_NOT_COVERED,
+    )
+
+
+def _describe(entry) -> str:
+    sigmas = [sigma for sigma, _ in entry.noise_multipliers]
+    span = f"{sigmas[0]:g}" if min(sigmas) == max(sigmas) else f"{min(sigmas):g} to {max(sigmas):g}"
+    return (
+        f"steps {entry.start} to {entry.stop - 1}: Gaussian noise on the sum of per-example gradients,"
+        f" {entry.mechanism} clipping, effective noise multiplier {span}"
+    )
