@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 from jaxdp.data import originals
 from jaxdp.data.adult import PREPROCESSING, adult
@@ -97,7 +98,7 @@ def original_files(name: str) -> dict[str, Original]:
         return _ADULT
     import tensorflow_datasets as tfds
 
+    builder: Any = tfds.builder_cls(name)
     return {
-        info.filename: Original(url, int(info.size), info.checksum)
-        for url, info in tfds.builder_cls(name).url_infos.items()
+        info.filename: Original(url, int(info.size), info.checksum) for url, info in builder.url_infos.items()
     }

@@ -1,5 +1,7 @@
 """Real data sets that come with scikit-learn: no download."""
 
+from typing import Any
+
 import numpy as np
 
 from jaxdp.data.dataset import Dataset, stratified_split
@@ -27,7 +29,7 @@ def digits() -> Dataset:
     """1,797 handwritten digits of 8 x 8 pixels, 16 grey levels."""
     from sklearn.datasets import load_digits
 
-    bunch = load_digits()
+    bunch: Any = load_digits()
     return _split(
         bunch.images[..., None] / 16,
         bunch.target,
@@ -43,7 +45,7 @@ def breast_cancer() -> Dataset:
     """569 samples of breast tissue: 30 measurements of cell nuclei, malignant or benign."""
     from sklearn.datasets import load_breast_cancer
 
-    bunch = load_breast_cancer()
+    bunch: Any = load_breast_cancer()
     low, high = np.asarray(_MEASURED_RANGES, np.float64).T
     return _split(
         4 * (bunch.data - low) / (high - low) - 1,

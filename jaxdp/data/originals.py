@@ -66,12 +66,18 @@ def _cifar_rows(name: str, content: bytes, labels: int) -> tuple[np.ndarray, np.
     return np.ascontiguousarray(images), rows[:, labels - 1].astype(np.int32)
 
 
+def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    file = archive.extractfile(member)
+    assert file is not None  # it is None for folders and links only
+    return file.read()
+
+
 def _cifar(path: pathlib.Path, train: tuple[str, ...], test: str, names: str, labels: int) -> Parsed:
     members = {}
     with tarfile.open(path) as archive:
         for member in archive:
             if member.isfile():
-                members[pathlib.PurePath(member.name).name] = archive.extractfile(member).read()
+                members[pathlib.PurePath(member.name).name] = _content(archive, member)
     for wanted in (*train, test, names):
         if wanted not in members:
             raise ValueError(f"{path.name}: holds no {wanted}")
@@ -107,7 +113,7 @@ def lfw(files: Files) -> Parsed:
         classes = tuple(sorted(name for name, count in people.items() if count >= LFW_PICTURES))
         label = {name: index for index, name in enumerate(classes)}
         kept = [member for member in pictures if pathlib.PurePath(member.name).parent.name in label]
-        faces = {member.name: _face(member.name, archive.extractfile(member).read()) for member in kept}
+        faces = {member.name: _face(member.name, _content(archive, member)) for member in kept}
     if not faces:
         raise ValueError(f"lfw.tgz: nobody in it has {LFW_PICTURES} pictures")
     names = sorted(faces)
