@@ -5,4 +5,4 @@ from jaxtyping import install_import_hook
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-install_import_hook("jaxdp", "beartype.beartype")
+install_import_hook("jaxdp", "numeric_tower.check")
