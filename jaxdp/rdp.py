@@ -59,7 +59,7 @@ def _log_moments_whole(q: float, sigmas: np.ndarray, orders: np.ndarray) -> np.n
         i = np.arange(orders[fits].max() + 1)
         weights, rounding = np.zeros((i.size, fits.sum())), np.empty(fits.sum())
         for k, order in enumerate(orders[fits].astype(int)):
-            log_weights = _log_weights(q, order)
+            log_weights = _log_weights(q, int(order))
             weights[: order + 1, k] = np.exp(log_weights)
             rounding[k] = math.expm1(np.logaddexp.reduce(log_weights))
         growth = np.expm1(((i * i - i) / 2)[None, :] / (sigmas * sigmas)[:, None])
