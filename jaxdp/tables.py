@@ -1,0 +1,134 @@
+"""Tables over records: a row a variant, mean and spread over seeds."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from jaxdp.metrics import wilson
+from jaxdp.results import of_kind
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_ORDER = (
+    "non_private", "fixed", "matched_constant", "linear", "staircase", "exponential", "quarter_cosine",
+    "inverse_time", "polynomial",
+)  # fmt: skip
+
+
+def variants(records: Sequence[Mapping]) -> list[str]:
+    """The variants in reading order: not private, fixed, the schedules, the others, l2_max last."""
+    names = dict.fromkeys(record["variant"] for record in of_kind(records, "train"))
+
+    def rank(name):
+        return (name == "l2_max", _ORDER.index(name) if name in _ORDER else len(_ORDER))
+
+    return sorted(names, key=rank)
+
+
+def mean_and_spread(values: Sequence[float | None]) -> tuple[float, float]:
+    """Mean and sample standard deviation; NaN where there are too few values."""
+    present = [value for value in values if value is not None]
+    mean = float(np.mean(present)) if present else float("nan")
+    return mean, float(np.std(present, ddof=1)) if len(present) > 1 else float("nan")
+
+
+def epsilons(runs: Sequence[Mapping]) -> tuple[str, bool]:
+    """The epsilon of a variant's runs in words, and whether it is a guarantee."""
+    stated = [run["privacy"]["epsilon"] for run in runs]
+    guaranteed = all(run["privacy"]["private"] for run in runs)
+    if any(epsilon is None for epsilon in stated):
+        return "none", False
+    span = f"{max(stated):.3f}"
+    return (span, True) if guaranteed else (f"nominal {span}", False)
+
+
+def summary(records: Sequence[Mapping]) -> "pd.DataFrame":
+    """The four metrics, a row a variant: privacy, utility, cost, resilience.
+
+    Spread is the sample standard deviation over seeds.  Resilience pools the attacks on the noised leaks of a
+    variant, all stages: share of successes, median error.  Nothing is filled in: what no record says is NaN.
+    """
+    import pandas as pd
+
+    rows = []
+    for variant in variants(records):
+        runs = [record for record in of_kind(records, "train") if record["variant"] == variant]
+        epsilon, guaranteed = epsilons(runs)
+        accuracy, accuracy_spread = mean_and_spread([run["metrics"]["test_accuracy"] for run in runs])
+        ms, ms_spread = mean_and_spread([run["metrics"]["ms_per_step"] for run in runs])
+        throughput, _ = mean_and_spread([run["metrics"]["examples_per_second"] for run in runs])
+        attacks = [record for record in of_kind(records, "attack") if record["variant"] == variant]
+        rows.append(
+            {
+                "variant": variant, "private": guaranteed, "epsilon": epsilon, "seeds": len(runs),
+                "accuracy": accuracy, "accuracy_spread": accuracy_spread, "ms_per_step": ms,
+                "ms_spread": ms_spread, "examples_per_second": throughput, **resilience(protected(attacks)),
+            }
+        )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def protected(attacks: Sequence[Mapping]) -> list[Mapping]:
+    """The attacks on what leaks after noise was added; all of them where nothing was (no privacy)."""
+    noised = [attack for attack in attacks if attack["noise_std"]]
+    return noised or list(attacks)
+
+
+def resilience(attacks: Sequence[Mapping]) -> dict[str, float]:
+    """Attack records pooled: share of successes with its Wilson interval, medians of the errors."""
+    numbers = {
+        name: float("nan") for name in ("success", "low", "high", "rmse", "psnr", "ssim", "iterations")
+    }
+    if not attacks:
+        return numbers
+    victims = sum(attack["metrics"]["victims"] for attack in attacks)
+    hits = sum(round(attack["metrics"]["success"][0] * attack["metrics"]["victims"]) for attack in attacks)
+    share = wilson(hits, victims)
+    numbers.update(success=share.estimate, low=share.low, high=share.high)
+    for name in ("rmse", "psnr", "ssim", "iterations"):
+        values = [attack["metrics"].get(name) for attack in attacks]
+        present = [value for value in values if value is not None]
+        numbers[name] = float(np.median(present)) if present else float("nan")
+    return numbers
+
+
+def plus_minus(mean: float, spread: float, digits: int = 1, unit: str = "") -> str:
+    """`mean ± spread`, without the spread where there is one value, a dash where there is none."""
+    if np.isnan(mean):
+        return "–"
+    return f"{mean:.{digits}f}" + ("" if np.isnan(spread) else f" ± {spread:.{digits}f}") + unit
+
+
+def table(records: Sequence[Mapping]) -> str:
+    """The four-metric table for a console."""
+    head = (
+        f"{'variant':<18}{'epsilon':>16}{'accuracy %':>15}{'ms / step':>16}{'examples / s':>14}"
+        f"{'attack success %':>20}{'RMSE':>8}"
+    )
+    lines = [head, "-" * len(head)]
+    for row in summary(records).to_dict("records"):
+        accuracy = plus_minus(100 * row["accuracy"], 100 * row["accuracy_spread"])
+        success = "–" if np.isnan(row["success"]) else f"{100 * row['success']:.0f}"
+        if success != "–":
+            success += f" [{100 * row['low']:.0f}, {100 * row['high']:.0f}]"
+        rate = "–" if np.isnan(row["examples_per_second"]) else f"{row['examples_per_second']:,.0f}"
+        rmse = "–" if np.isnan(row["rmse"]) else f"{row['rmse']:.3f}"
+        lines.append(
+            f"{row['variant']:<18}{row['epsilon']:>16}{accuracy:>15}"
+            f"{plus_minus(row['ms_per_step'], row['ms_spread'], 2):>16}{rate:>14}{success:>20}{rmse:>8}"
+        )
+    if not records:
+        return "\n".join(lines)
+    runs = of_kind(records, "train")
+    private = next((run["privacy"] for run in runs if run["privacy"]["private"]), None)
+    if private:
+        lines.append(
+            f"epsilon at delta = {private['delta']:g}, {private['accountant']}, {private['adjacency']}, "
+            f"{private['sampling']}; 'nominal' and 'none' are no guarantees"
+        )
+    lines.append(
+        "± is the standard deviation over seeds; attack success on leaks after noise, [95 % interval]"
+    )
+    return "\n".join(lines)
