@@ -1,9 +1,9 @@
 """One JSON record a run: what was done, with what, how private it is, and what came out.
 
-| kind     | a record is                                             | beside the fields of every record           |
-|----------|---------------------------------------------------------|---------------------------------------------|
-| `train`  | one training run of one variant with one seed           | seed_policy, privacy, metrics, curves       |
-| `attack` | one attack on one variant at one step and leak point    | stage, step, leak_point, metrics, images    |
+| kind     | a record is                                          | beside the fields of every record        |
+|----------|------------------------------------------------------|------------------------------------------|
+| `train`  | one training run of one variant with one seed        | seed_policy, privacy, metrics, curves    |
+| `attack` | one attack on one variant at one step and leak point | stage, step, leak_point, metrics, images |
 
 Every record has schema, kind, variant, seed, created, config and environment.  Pages and tables are made from
 records and from nothing else.
@@ -89,7 +89,8 @@ def train_record(
         sampling (None where none applies) and `statement`, the privacy statement as text.
       metrics: test_accuracy, steps, ms_per_step, examples_per_second; more are kept, such as peak memory in
         bytes (`peak_memory`).
-      curves: lists of equal length: step, epsilon, noise_multiplier, test_accuracy (None where there is none).
+      curves: lists of equal length (None where there is none): step, epsilon, noise_multiplier,
+        test_accuracy.
 
     Raises:
       ValueError: a field that is missing or has no sense.

@@ -1,0 +1,179 @@
+"""Figures from records, as inline SVG and PNG that follow the page's light or dark colours.
+
+Matplotlib draws with stand-in colours; in the SVG each becomes a CSS variable of the page.
+"""
+
+import base64
+import contextlib
+import html
+import io
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxdp.results import of_kind
+from jaxdp.tables import variants
+
+_INK, _GRID = "#010203", "#010204"
+_MARK = "#0102{:02x}"  # stand-in of the series colours, from 0x10
+SERIES = 9  # colours of the page's palette
+_SPECIAL = {"non_private": ("--not-private", (0, (5, 2))), "l2_max": ("--danger", (0, (1, 1.5)))}
+
+
+def colours(names: Sequence[str]) -> dict[str, str]:
+    """A CSS variable for each variant; the not-private ones have their own."""
+    ordinary = [name for name in names if name not in _SPECIAL]
+    return {
+        **{name: f"--s{index % SERIES}" for index, name in enumerate(ordinary)},
+        **{name: _SPECIAL[name][0] for name in names if name in _SPECIAL},
+    }
+
+
+def label(variant: str) -> str:
+    """A variant's name for a reader."""
+    known = {"non_private": "no privacy", "fixed": "fixed σ", "l2_max": "l2-max"}
+    return known.get(variant, variant.replace("_", " "))
+
+
+def epsilon_over_steps(records: Sequence[Mapping]) -> str:
+    """The epsilon spent after each step: private variants only."""
+    private = [run for run in of_kind(records, "train") if run["privacy"]["private"]]
+    return _curves(records, private, "epsilon", "ε spent", _first)
+
+
+def sigma_over_steps(records: Sequence[Mapping]) -> str:
+    """The noise multiplier at each step."""
+    return _curves(records, of_kind(records, "train"), "noise_multiplier", "noise multiplier σ(t)", _first)
+
+
+def accuracy_over_steps(records: Sequence[Mapping]) -> str:
+    """Test accuracy along training, mean over seeds; the band is their standard deviation."""
+    return _curves(records, of_kind(records, "train"), "test_accuracy", "test accuracy", _mean)
+
+
+def _first(curves):
+    return curves[0], None
+
+
+def _mean(curves):
+    spread = np.std(curves, axis=0, ddof=1) if len(curves) > 1 else None
+    return np.mean(curves, axis=0), spread
+
+
+def _curves(records, runs, name: str, ylabel: str, reduce: Callable) -> str:
+    names = variants(records)
+    palette = colours(names)
+    with _figure() as (figure, axes, painted):
+        drawn = 0
+        for variant in names:
+            own = [run["curves"] for run in runs if run["variant"] == variant]
+            own = [curves for curves in own if curves[name] and any(v is not None for v in curves[name])]
+            if not own:
+                continue
+            own = [curves for curves in own if curves["step"] == own[0]["step"]]
+            steps = np.asarray(own[0]["step"])
+            values, spread = reduce(np.array([curves[name] for curves in own], np.float64))
+            seen = np.isfinite(values)
+            colour = painted(palette[variant])
+            style = _SPECIAL[variant][1] if variant in _SPECIAL else "-"
+            axes.plot(steps[seen], values[seen], color=colour, linestyle=style, linewidth=1.8)
+            if spread is not None:
+                low, high = (values - spread)[seen], (values + spread)[seen]
+                axes.fill_between(steps[seen], low, high, color=colour, alpha=0.13, linewidth=0)
+            drawn += 1
+        if not drawn:
+            return ""
+        axes.set_xlabel("step")
+        axes.set_ylabel(ylabel)
+        return _svg(figure, painted, f"{ylabel} over steps, a line a variant")
+
+
+def success_over_noise(records: Sequence[Mapping]) -> str:
+    """Median error and share of successes against the noise on the leaked gradient, with the mean image's error."""
+    points: dict[tuple, list] = {}
+    for attack in of_kind(records, "attack"):
+        if attack["stage"] is None:
+            points.setdefault((attack["attack"], attack["leak_point"]), []).append(attack)
+    curves = {key: sorted(rows, key=lambda row: row["noise_std"]) for key, rows in points.items()}
+    curves = {key: rows for key, rows in curves.items() if sum(row["noise_std"] > 0 for row in rows) > 1}
+    if not curves:
+        return ""
+    with _figure(panels=2) as (figure, (top, bottom), painted):
+        for index, ((attack, leak), rows) in enumerate(curves.items()):
+            rows = [row for row in rows if row["noise_std"] > 0]
+            colour, noise = painted(f"--s{index % SERIES}"), [row["noise_std"] for row in rows]
+            share, low, high = np.array([row["metrics"]["success"] for row in rows], np.float64).T
+            error = [row["metrics"]["rmse"] for row in rows]
+            top.fill_between(noise, low, high, color=colour, alpha=0.13, linewidth=0)
+            top.plot(noise, share, "o-", color=colour, markersize=3.5, linewidth=1.8)
+            bottom.plot(noise, np.array(error, np.float64), "o-", color=colour, markersize=3.5, linewidth=1.8)
+            top.annotate(
+                f" {attack}, {leak}", (0.02, 0.06 + 0.1 * index), xycoords="axes fraction", color=colour
+            )
+        everything = [row for rows in curves.values() for row in rows]
+        mean_image = np.median([row["metrics"]["rmse_mean_image"] for row in everything])
+        bottom.axhline(mean_image, color=_INK, linestyle=(0, (4, 3)), linewidth=1)
+        bottom.annotate(
+            "mean image: nothing learnt", (0.02, mean_image), xycoords=("axes fraction", "data"),
+            xytext=(0, 4), textcoords="offset points", color=_INK,
+        )  # fmt: skip
+        top.set(xscale="log", ylim=(-0.03, 1.05), ylabel="recognised")
+        bottom.set(xscale="log", ylim=(0, None), ylabel="RMSE (median)", xlabel="noise std on the gradient")
+        return _svg(figure, painted, "share of recognised images and median error against noise")
+
+
+@contextlib.contextmanager
+def _figure(panels: int = 1):
+    """A figure, its axes, and a function from a CSS variable to the stand-in colour it will replace."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    used: dict[str, str] = {}
+
+    def painted(variable: str) -> str:
+        return used.setdefault(variable, _MARK.format(0x10 + len(used)))
+
+    painted.used = used
+    settings = {
+        "svg.fonttype": "none", "svg.hashsalt": "jaxdp", "font.size": 9.5, "font.family": "sans-serif",
+        "text.color": _INK, "axes.labelcolor": _INK, "xtick.color": _INK, "ytick.color": _INK,
+        "axes.edgecolor": _GRID, "grid.color": _GRID, "axes.grid": True, "axes.spines.top": False,
+        "axes.spines.right": False, "grid.linewidth": 0.7, "axes.axisbelow": True,
+    }  # fmt: skip
+    with mpl.rc_context(settings):
+        figure = Figure(figsize=(5.2, 3.0 if panels == 1 else 4.2), layout="constrained")
+        axes: Any = figure.subplots(panels, 1, sharex=True)
+        for one in np.atleast_1d(axes):
+            one.tick_params(length=0)
+        yield figure, axes, painted
+
+
+def _svg(figure, painted, description: str) -> str:
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = buffer.getvalue()
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.S)
+    size = r'<svg [^>]*viewBox="([^"]*)"[^>]*>'
+    svg = re.sub(
+        size, rf'<svg viewBox="\1" role="img" aria-label="{html.escape(description)}">', svg, count=1
+    )
+    svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px; font-family: inherit", svg)
+    prefix = f"f{abs(hash(svg)) % 10**8}-"  # identifiers are unique on the page
+    svg = re.sub(r'id="([^"]+)"', rf'id="{prefix}\1"', svg)
+    svg = re.sub(r'(href="#|url\(#)', rf"\1{prefix}", svg)
+    stand_ins = {_INK: "--ink", _GRID: "--grid", **{mark: name for name, mark in painted.used.items()}}
+    for mark, name in stand_ins.items():
+        svg = svg.replace(mark, f"var({name})")
+    return svg
+
+
+def picture(image: np.ndarray, description: str) -> str:
+    """An image uint8 [height, width, 1 or 3] as an HTML element with its pixels inside."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(buffer, "PNG", optimize=True)
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return f'<img alt="{html.escape(description)}" src="data:image/png;base64,{data}">'
