@@ -8,6 +8,7 @@ import contextlib
 import html
 import io
 import re
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -91,7 +92,7 @@ def _curves(records, runs, name: str, ylabel: str, reduce: Callable) -> str:
 
 
 def success_over_noise(records: Sequence[Mapping]) -> str:
-    """Median error and share of successes against the noise on the leaked gradient, with the mean image's error."""
+    """Share of successes and median error against noise on the leaked gradient; the mean image's error."""
     points: dict[tuple, list] = {}
     for attack in of_kind(records, "attack"):
         if attack["stage"] is None:
@@ -143,7 +144,7 @@ def _figure(panels: int = 1):
         "axes.spines.right": False, "grid.linewidth": 0.7, "axes.axisbelow": True,
     }  # fmt: skip
     with mpl.rc_context(settings):
-        figure = Figure(figsize=(5.2, 3.0 if panels == 1 else 4.2), layout="constrained")
+        figure = Figure(figsize=(4.1, 2.8 if panels == 1 else 4.0), layout="constrained")
         axes: Any = figure.subplots(panels, 1, sharex=True)
         for one in np.atleast_1d(axes):
             one.tick_params(length=0)
@@ -160,7 +161,7 @@ def _svg(figure, painted, description: str) -> str:
         size, rf'<svg viewBox="\1" role="img" aria-label="{html.escape(description)}">', svg, count=1
     )
     svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px; font-family: inherit", svg)
-    prefix = f"f{abs(hash(svg)) % 10**8}-"  # identifiers are unique on the page
+    prefix = f"f{zlib.crc32(svg.encode()):x}-"  # identifiers are unique on the page
     svg = re.sub(r'id="([^"]+)"', rf'id="{prefix}\1"', svg)
     svg = re.sub(r'(href="#|url\(#)', rf"\1{prefix}", svg)
     stand_ins = {_INK: "--ink", _GRID: "--grid", **{mark: name for name, mark in painted.used.items()}}
