@@ -233,11 +233,9 @@ def _curves(records) -> str:
             ),
         )
     )
-    return (
-        f'<h2>Along training</h2><ul class="legend">{legend}</ul><div class="grid">{shown}</div>\n'
-        if shown
-        else ""
-    )
+    if not shown:
+        return ""
+    return f'<h2>Along training</h2><ul class="legend">{legend}</ul><div class="grid three">{shown}</div>\n'
 
 
 def _staged(records) -> list[Mapping]:
@@ -254,21 +252,19 @@ def _attacks(records) -> str:
     stages = [stage for stage in results.STAGES if any(attack["stage"] == stage for attack in attacks)]
     private = {row["variant"]: row["private"] for row in tables.summary(records).to_dict("records")}
     body = []
-    for name in names:
-        for point in points:
+    for point in points:
+        body.append(f'<tr class="group"><th colspan="{len(stages) + 1}">leaked: {_text(point)}</th></tr>')
+        for name in names:
             own = [a for a in attacks if a["variant"] == name and a["leak_point"] == point]
             if own:
                 cells = [_cell([a for a in own if a["stage"] == stage]) for stage in stages]
-                body.append(
-                    f"<tr><td>{_name(name, palette, private[name])}</td><td>{_text(point)}</td>"
-                    f"{''.join(cells)}</tr>"
-                )
+                body.append(f"<tr><td>{_name(name, palette, private[name])}</td>{''.join(cells)}</tr>")
     head = "".join(f"<th>{stage}</th>" for stage in stages)
     return (
         "<h2>Attacks by leak point and stage of training</h2>"
-        '<div class="card scroll"><table><thead>'
-        f'<tr><th></th><th></th><th colspan="{len(stages)}">recognised, [95 % interval], median RMSE</th></tr>'
-        f"<tr><th>variant</th><th>what leaked</th>{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>\n"
+        '<div class="card scroll"><table><thead class="plain">'
+        f"<tr><th>variant</th>{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>\n"
+        '<p class="soft">Share of images recognised, its 95 % interval, and the median RMSE.</p>\n'
     )
 
 

@@ -22,7 +22,7 @@ import subprocess
 import tempfile
 import zlib
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, SupportsFloat, SupportsInt
 
 import numpy as np
 
@@ -102,8 +102,8 @@ def train_record(
 
 
 def attack_record(
-    *, variant: str, seed: int | None, config: Mapping, stage: str | None, step: int, leak_point: str,
-    attack: str, noise_std: float, knowledge: Mapping | str, metrics: Mapping,
+    *, variant: str, seed: int | None, config: Mapping, stage: str | None, step: SupportsInt,
+    leak_point: str, attack: str, noise_std: SupportsFloat, knowledge: Mapping | str, metrics: Mapping,
     originals: np.ndarray | None = None, reconstructions: np.ndarray | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """The record of an attack on one variant at one step and leak point.

@@ -66,7 +66,7 @@ def attack(variant="fixed", stage="early", leak_point="noised", noise_std=0.05, 
         leak_point=leak_point,
         attack="posterior",
         noise_std=noise_std,
-        knowledge={"model": "architecture and parameters at the leak", "noise": f"standard deviation {noise_std}"},
+        knowledge={"model": "architecture and parameters", "noise": f"standard deviation {noise_std}"},
         metrics={
             "victims": victims, "success": wilson(hits, victims), "rmse": min(0.4, 3 * noise_std) + 0.002,
             "rmse_mean_image": 0.27, "psnr": 20.0, "ssim": 0.7, "iterations": 120.0,

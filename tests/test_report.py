@@ -1,0 +1,157 @@
+"""The page: one file, nothing fetched, everything the records say, and nothing that they do not."""
+
+import base64
+import html.parser
+import io
+import re
+
+import numpy as np
+import pytest
+import synthetic_records as synthetic
+from PIL import Image
+
+from jaxdp import cli, figures, report, results, tables
+
+
+class _Elements(html.parser.HTMLParser):
+    """Collects elements and text, and refuses tags that do not nest."""
+
+    _VOID = ("meta", "img", "br", "path", "use", "rect")
+
+    def __init__(self, page):
+        super().__init__()
+        self.open, self.elements, self.text = [], [], []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        if tag not in self._VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        if tag not in self._VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if "style" not in self.open:
+            self.text.append(data)
+
+
+@pytest.fixture(scope="module")
+def records():
+    return synthetic.everything(seeds=2)
+
+
+@pytest.fixture(scope="module")
+def page(records):
+    return report.page(records)
+
+
+def test_the_page_stands_alone(page):
+    parsed = _Elements(page)
+    assert not parsed.open
+    for tag, attributes in parsed.elements:
+        assert tag not in ("script", "link", "iframe", "object")
+        for name in ("src", "href", "xlink:href"):
+            assert attributes.get(name, "#").startswith(("#", "data:image/png;base64,"))
+    assert not re.search(r"@import|url\((?!#)", page)
+    assert "prefers-color-scheme: dark" in page and "width=device-width" in page
+
+
+def test_identifiers_are_unique_and_references_lead_somewhere(page):
+    identifiers = re.findall(r'\bid="([^"]+)"', page)
+    assert len(identifiers) == len(set(identifiers)) > 10
+    references = re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)', page)
+    assert references and {a or b for a, b in references} <= set(identifiers)
+
+
+def test_the_page_says_what_the_records_say(page, records):
+    text = " ".join(_Elements(page).text)
+    for variant in tables.variants(records):
+        assert figures.label(variant) in text
+    for title in ("Four metrics", "What this shows", "What it does not show", "What the attacker knows"):
+        assert title in text
+    for point in ("raw", "noised"):
+        assert f"leaked: {point}" in text
+    assert all(stage in text for stage in results.STAGES)
+    assert "Privacy statement of linear <made up & escaped>" in text and "<made up" not in page
+    assert "1e-05" in text and "add or remove one" in text and "Poisson, rate 0.05" in text
+
+
+def test_not_private_variants_are_marked_and_their_number_is_nominal(page):
+    rows = re.findall(r"<tr><td>.*?</tr>", page)
+    for row in rows:
+        marked = '<span class="badge no">not private</span>' in row
+        assert marked == ("l2-max" in row or "no privacy" in row)
+        assert ("0.610" in row) <= ("nominal 0.610" in row)
+    assert any("nominal 0.610" in row for row in rows)
+
+
+def test_figures_draw_what_the_records_hold(records):
+    for figure in (figures.epsilon_over_steps, figures.sigma_over_steps, figures.accuracy_over_steps):
+        svg = figure(records)
+        assert not re.search("#0102", svg)  # no stand-in colour is left
+        painted = "--danger" in svg
+        assert painted == (figure is not figures.epsilon_over_steps)  # no epsilon of l2-max is drawn
+    noise = figures.success_over_noise(records)
+    assert "mean image" in noise and "var(--s0)" in noise
+
+
+def test_a_figure_without_data_is_left_out():
+    records = [synthetic.train("non_private")]
+    assert figures.epsilon_over_steps(records) == "" and figures.success_over_noise(records) == ""
+    page = report.page(records)
+    assert "Privacy spent over steps" not in page and "What came back" not in page and "nan" not in page
+
+
+def test_the_same_records_give_the_same_page(records, page):
+    assert report.page(records) == page
+
+
+def test_pictures_are_the_pixels_of_the_record(page, records):
+    attack = next(r for r in records if r["kind"] == "attack" and r["leak_point"] == "noised" and r["stage"])
+    expected = results.unpack_images(attack["images"]["reconstructions"])[0, ..., 0]
+    shown = [
+        np.asarray(Image.open(io.BytesIO(base64.b64decode(source))))
+        for source in re.findall(r'src="data:image/png;base64,([^"]+)"', page)
+    ]
+    assert any(np.array_equal(image, expected) for image in shown)
+
+
+def test_differing_epsilons_are_called_not_comparable():
+    other = synthetic.train("linear")
+    other["privacy"]["epsilon"] = 1.0
+    assert "not comparable" in report.page([synthetic.train("fixed"), other])
+    assert "not comparable" not in report.page([synthetic.train("fixed"), synthetic.train("linear")])
+
+
+def test_one_seed_is_called_one_seed():
+    text = report.page([synthetic.train("fixed"), synthetic.train("linear")])
+    assert "nobody can say whether that is chance" in text and "1 seed on" in text
+
+
+def test_the_command(tmp_path, records, capsys):
+    for record in records:
+        results.write(record, tmp_path / "records")
+    arguments = [
+        "report",
+        "--records",
+        str(tmp_path / "records"),
+        "--output",
+        str(tmp_path / "new" / "page.html"),
+    ]
+    assert cli.main(arguments) == 0
+    assert (tmp_path / "new" / "page.html").read_text().startswith("<!doctype html>")
+    assert "quarter_cosine" in capsys.readouterr().out
+    (tmp_path / "records" / "bad.json").write_text("{")
+    assert cli.main(arguments) == 2 and "bad.json" in capsys.readouterr().err
+    assert cli.main(["report", "--records", str(tmp_path / "gone")]) == 2
+    assert cli.main(["report", "--records", str(tmp_path / "records"), "--output", "/proc/page.html"]) == 2
+
+
+def test_attacks_alone_are_no_report():
+    with pytest.raises(ValueError, match="none of the 1 is of kind train"):
+        report.page([synthetic.attack()])
