@@ -125,18 +125,23 @@ def success_over_noise(records: Sequence[Mapping]) -> str:
         return _svg(figure, painted, "share of recognised images and median error against noise")
 
 
+class _Painted:
+    """From a CSS variable of the page to the stand-in colour that it will replace."""
+
+    def __init__(self):
+        self.used: dict[str, str] = {}
+
+    def __call__(self, variable: str) -> str:
+        return self.used.setdefault(variable, _MARK.format(0x10 + len(self.used)))
+
+
 @contextlib.contextmanager
 def _figure(panels: int = 1):
-    """A figure, its axes, and a function from a CSS variable to the stand-in colour it will replace."""
+    """A figure, its axes and its colours."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    used: dict[str, str] = {}
-
-    def painted(variable: str) -> str:
-        return used.setdefault(variable, _MARK.format(0x10 + len(used)))
-
-    painted.used = used
+    painted = _Painted()
     settings = {
         "svg.fonttype": "none", "svg.hashsalt": "jaxdp", "font.size": 9.5, "font.family": "sans-serif",
         "text.color": _INK, "axes.labelcolor": _INK, "xtick.color": _INK, "ytick.color": _INK,
@@ -147,7 +152,7 @@ def _figure(panels: int = 1):
         figure = Figure(figsize=(4.1, 2.8 if panels == 1 else 4.0), layout="constrained")
         axes: Any = figure.subplots(panels, 1, sharex=True)
         for one in np.atleast_1d(axes):
-            one.tick_params(length=0)
+            one.tick_params(which="both", length=0)
         yield figure, axes, painted
 
 
@@ -178,3 +183,21 @@ def picture(image: np.ndarray, description: str) -> str:
     Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(buffer, "PNG", optimize=True)
     data = base64.b64encode(buffer.getvalue()).decode()
     return f'<img alt="{html.escape(description)}" src="data:image/png;base64,{data}">'
+
+
+def strip(title: str, images: np.ndarray, description: str, kind: str = "") -> str:
+    """A row of a table: a title and images beside each other."""
+    cells = "".join(f"<td>{picture(image, description)}</td>" for image in images)
+    return f'<tr class="{kind}"><td>{title}</td>{cells}</tr>'
+
+
+def swatch(variable: str) -> str:
+    """A small square of a series' colour."""
+    return f'<span class="swatch" style="background:var({variable})"></span>'
+
+
+def framed(svg: str, title: str, caption: str) -> str:
+    """A figure with its title and caption; nothing where there is no figure."""
+    if not svg:
+        return ""
+    return f'<figure class="card"><h3>{title}</h3>{svg}<figcaption>{caption}</figcaption></figure>'

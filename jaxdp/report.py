@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from jaxdp import figures, results, tables
-from jaxdp.figures import label
+from jaxdp import figures, findings, results, tables
+from jaxdp.figures import framed, label, swatch
+from jaxdp.findings import percent
 
 _STAGE_ORDER = (*results.STAGES, None)
 _MOST_PICTURES = 6
@@ -84,71 +85,16 @@ def _header(records) -> str:
     )
 
 
-def _percent(share: float) -> str:
-    return "–" if np.isnan(share) else f"{100 * share:.0f}&nbsp;%"
-
-
 def _findings(records) -> str:
-    shown = "".join(f"<li>{sentence}</li>" for sentence in _what_it_shows(records))
-    seeds = len({run["seed"] for run in results.of_kind(records, "train")})
-    limits = [
-        "Epsilon bounds what anyone can learn from everything the mechanism releases. An attack that fails "
-        "here only shows that this attack failed: a stronger one may succeed.",
-        "A leak <em>before</em> noise is added is protected by no privacy parameter, whatever its epsilon.",
-        "<em>Nominal</em> numbers of variants marked <em>not private</em> reproduce a published claim. "
-        "They bound nothing and cannot be compared with the others.",
-        f"Spread comes from {seeds} seed{'s' if seeds != 1 else ''} on one data set and one model; "
-        "differences within it are no differences.",
-    ]
+    shown, not_shown = (
+        "".join(f"<li>{_text(sentence)}</li>" for sentence in sentences)
+        for sentences in (findings.shown(records), findings.not_shown(records))
+    )
     return (
         '<h2>In plain words</h2><div class="grid">'
         f'<section class="card"><h3>What this shows</h3><ul>{shown}</ul></section>'
-        '<section class="card"><h3>What it does not show</h3><ul>'
-        f"{''.join(f'<li>{limit}</li>' for limit in limits)}</ul></section></div>\n"
+        f'<section class="card"><h3>What it does not show</h3><ul>{not_shown}</ul></section></div>\n'
     )
-
-
-def _what_it_shows(records) -> list[str]:
-    rows = tables.summary(records).to_dict("records")
-    private = [row for row in rows if row["private"] and not np.isnan(row["accuracy"])]
-    sentences = []
-    if private:
-        values = [float(row["epsilon"]) for row in private]
-        equal = max(values) - min(values) <= 0.01 * max(values)
-        span = f"ε = {max(values):.2f}" if equal else f"different ε, {min(values):.2f} to {max(values):.2f}"
-        consequence = "" if equal else "; their accuracy and resilience are not comparable at face value"
-        sentences.append(f"{len(private)} private variants have {span}{consequence}.")
-    if len(private) > 1:
-        best, worst = (pick(private, key=lambda row: row["accuracy"]) for pick in (max, min))
-        gap = best["accuracy"] - worst["accuracy"]
-        spread = np.nanmax([0.0, best["accuracy_spread"], worst["accuracy_spread"]])
-        verdict = f"{'within' if gap <= 2 * spread else 'beyond'} twice the spread over seeds"
-        verdict = verdict if spread > 0 else "with one seed, nobody can say whether that is chance"
-        sentences.append(
-            f"Accuracy of the private variants lies between {100 * worst['accuracy']:.1f} % "
-            f"({_text(label(worst['variant']))}) and {100 * best['accuracy']:.1f} % "
-            f"({_text(label(best['variant']))}): {verdict}."
-        )
-    reference = [row for row in rows if row["variant"] == "non_private"]
-    if reference and private:
-        cost = reference[0]["accuracy"] - np.mean([row["accuracy"] for row in private])
-        sentences.append(f"Privacy costs {100 * cost:.1f} points of accuracy on average.")
-    attacks = results.of_kind(records, "attack")
-    raw = [attack for attack in attacks if not attack["noise_std"]]
-    noised = [attack for attack in attacks if attack["noise_std"] and attack["stage"]]
-    for group, where in ((raw, "no noise was added to it"), (noised, "noise was added as in training")):
-        if group:
-            share = tables.resilience(group)
-            sentences.append(
-                f"From a leaked gradient, where {where}, {_percent(share['success'])} of "
-                f"{sum(attack['metrics']['victims'] for attack in group)} attacked images were recognised "
-                f"(95 % interval {100 * share['low']:.0f}–{100 * share['high']:.0f} %)."
-            )
-    return sentences or ["There are too few records for a statement."]
-
-
-def _swatch(variable: str) -> str:
-    return f'<span class="swatch" style="background:var({variable})"></span>'
 
 
 def _badge(private: bool) -> str:
@@ -156,7 +102,7 @@ def _badge(private: bool) -> str:
 
 
 def _name(variant: str, palette: Mapping[str, str], private: bool = True) -> str:
-    return f"{_swatch(palette[variant])}{_text(label(variant))}{_badge(private)}"
+    return f"{swatch(palette[variant])}{_text(label(variant))}{_badge(private)}"
 
 
 def _four_metrics(records) -> str:
@@ -171,7 +117,7 @@ def _four_metrics(records) -> str:
             tables.plus_minus(100 * row["accuracy"], 100 * row["accuracy_spread"], 1),
             tables.plus_minus(row["ms_per_step"], row["ms_spread"], 2),
             "–" if np.isnan(rate) else f"{rate:,.0f}",
-            f"{_percent(row['success'])} <small>{interval}</small>",
+            f"{percent(row['success'])} <small>{interval}</small>",
             *("–" if np.isnan(row[key]) else f"{row[key]:.{n}f}" for key, n in _ERRORS.items()),
         )
         body.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
@@ -198,35 +144,29 @@ def _settings(records) -> str:
     settings = f"ε holds for {_text('; or '.join(stated))}. " if stated else ""
     return (
         f'<p class="soft">{settings}Mean ± standard deviation over seeds. Attack success is the share of '
-        "images recognised, with its 95 % interval, pooled over attacks on gradients that leaked "
-        "<em>after</em> noise was added (without privacy: on all); errors are medians, and a larger error is "
-        "better protection.</p>\n"
+        "images recognised by the strongest attack tried, with its 95 % interval, pooled over gradients that "
+        "leaked <em>after</em> noise was added (without privacy: over all); errors are medians, and a larger "
+        "error is better protection.</p>\n"
     )
-
-
-def _figure(svg: str, title: str, caption: str) -> str:
-    if not svg:
-        return ""
-    return f'<figure class="card"><h3>{title}</h3>{svg}<figcaption>{caption}</figcaption></figure>'
 
 
 def _curves(records) -> str:
     names = tables.variants(records)
     palette = figures.colours(names)
-    legend = "".join(f"<li>{_swatch(palette[name])}{_text(label(name))}</li>" for name in names)
+    legend = "".join(f"<li>{swatch(palette[name])}{_text(label(name))}</li>" for name in names)
     shown = "".join(
         (
-            _figure(
+            framed(
                 figures.sigma_over_steps(records),
                 "Noise over steps",
                 "The noise multiplier σ(t) that the run used.",
             ),
-            _figure(
+            framed(
                 figures.epsilon_over_steps(records),
                 "Privacy spent over steps",
                 "From the same σ(t). Variants that are not private have no ε and are not drawn.",
             ),
-            _figure(
+            framed(
                 figures.accuracy_over_steps(records),
                 "Accuracy over steps",
                 "Mean over seeds; the band is one standard deviation.",
@@ -264,8 +204,14 @@ def _attacks(records) -> str:
         "<h2>Attacks by leak point and stage of training</h2>"
         '<div class="card scroll"><table><thead class="plain">'
         f"<tr><th>variant</th>{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>\n"
-        '<p class="soft">Share of images recognised, its 95 % interval, and the median RMSE.</p>\n'
+        '<p class="soft">Share of images recognised, its 95 % interval, and the median RMSE, of the strongest '
+        f"attack tried.{_threshold(attacks)}</p>\n"
     )
+
+
+def _threshold(attacks) -> str:
+    stated = {attack["metrics"]["threshold"] for attack in attacks if attack["metrics"].get("threshold")}
+    return f" Recognised: RMSE below {', '.join(f'{value:g}' for value in sorted(stated))}." if stated else ""
 
 
 def _cell(attacks) -> str:
@@ -274,7 +220,7 @@ def _cell(attacks) -> str:
     share = tables.resilience(attacks)
     interval = f"{100 * share['low']:.0f}–{100 * share['high']:.0f}"
     error = "–" if np.isnan(share["rmse"]) else f"{share['rmse']:.3f}"
-    return f"<td>{_percent(share['success'])} <small>{interval}</small> · {error}</td>"
+    return f"<td>{percent(share['success'])} <small>{interval}</small> · {error}</td>"
 
 
 def _reconstructions(records) -> str:
@@ -297,6 +243,7 @@ def _faces(records, point: str, stage: str, attacks) -> str:
     rows, truth = [], None
     for variant in tables.variants(records):
         own = [attack for attack in attacks if attack["variant"] == variant and attack["stage"] == stage]
+        own = tables.strongest(own)
         if not own:
             continue
         originals, found = (
@@ -305,20 +252,15 @@ def _faces(records, point: str, stage: str, attacks) -> str:
         )
         if truth is None or not np.array_equal(truth, originals):
             truth = originals
-            rows.append(_strip("<b>originals</b>", truth, "original", "truth"))
+            rows.append(figures.strip("<b>originals</b>", truth, "original", "truth"))
         error = own[0]["metrics"]["rmse"]
-        title = f"{_swatch(palette[variant])}{_text(label(variant))}"
+        title = f"{swatch(palette[variant])}{_text(label(variant))}"
         title += "" if error is None else f"<small>RMSE {error:.3f}</small>"
-        rows.append(_strip(title, found, f"reconstruction, {label(variant)}", ""))
+        rows.append(figures.strip(title, found, f"reconstruction, {label(variant)}"))
     return (
         f'<section><h3>{_text(point)}, {stage} in training</h3><div class="card scroll">'
         f'<table class="faces"><tbody>{"".join(rows)}</tbody></table></div></section>'
     )
-
-
-def _strip(title: str, images: np.ndarray, description: str, kind: str) -> str:
-    cells = "".join(f"<td>{figures.picture(image, description)}</td>" for image in images)
-    return f'<tr class="{kind}"><td>{title}</td>{cells}</tr>'
 
 
 def _noise(records) -> str:
@@ -326,7 +268,7 @@ def _noise(records) -> str:
         "Above: the share of images recognised, with its 95 % interval. Below: the median error; beyond the "
         "dashed line the attacker would do better to guess the mean image."
     )
-    shown = _figure(figures.success_over_noise(records), "Undefended gradients with growing noise", caption)
+    shown = framed(figures.success_over_noise(records), "Undefended gradients with growing noise", caption)
     return f'<h2>How much noise stops the attack</h2><div class="grid">{shown}</div>\n' if shown else ""
 
 
@@ -360,7 +302,7 @@ def _statements(records) -> str:
         badge = '<span class="badge yes">private</span>' if private else _badge(False)
         texts = dict.fromkeys(f"{run['privacy']['statement']}\n\nSeeds: {run['seed_policy']}" for run in runs)
         body = "".join(f"<pre>{_text(text)}</pre>" for text in texts)
-        title = f"{_swatch(palette[variant])}{_text(label(variant))}{badge}"
+        title = f"{swatch(palette[variant])}{_text(label(variant))}{badge}"
         entries += f"<details><summary>{title}</summary>{body}</details>"
     return f'<h2>Privacy statements</h2><div class="card">{entries}</div>\n'
 

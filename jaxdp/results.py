@@ -119,7 +119,7 @@ def attack_record(
       noise_std: standard deviation of the noise on the leaked gradient, per coordinate.
       knowledge: what the attacker was granted.
       metrics: victims, success (share, low, high: 95 % Wilson), rmse and rmse_mean_image (medians),
-        iterations; optionally psnr, ssim, labels, gain.
+        iterations; optionally psnr, ssim, labels, gain, threshold (the RMSE that counts as success).
       originals: a few victims [n, height, width, channels] in [0, 1].
       reconstructions: of those, of the same shape.
 
@@ -220,7 +220,7 @@ def environment() -> dict[str, Any]:
     import jax
 
     packages = ("jaxdp", "jax", "jaxlib", "flax", "optax", "dp-accounting", "numpy", "scipy")
-    versions = {}
+    versions: dict[str, str | None] = {}
     for package in packages:
         try:
             versions[package] = metadata.version(package)

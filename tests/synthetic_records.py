@@ -69,7 +69,7 @@ def attack(variant="fixed", stage="early", leak_point="noised", noise_std=0.05, 
         knowledge={"model": "architecture and parameters", "noise": f"standard deviation {noise_std}"},
         metrics={
             "victims": victims, "success": wilson(hits, victims), "rmse": min(0.4, 3 * noise_std) + 0.002,
-            "rmse_mean_image": 0.27, "psnr": 20.0, "ssim": 0.7, "iterations": 120.0,
+            "rmse_mean_image": 0.27, "psnr": 20.0, "ssim": 0.7, "iterations": 120.0, "threshold": 0.1,
         },
         originals=truth,
         reconstructions=found,

@@ -76,6 +76,7 @@ def test_the_page_says_what_the_records_say(page, records):
         assert title in text
     for point in ("raw", "noised"):
         assert f"leaked: {point}" in text
+    assert "Recognised: RMSE below 0.1." in text
     assert all(stage in text for stage in results.STAGES)
     assert "Privacy statement of linear <made up & escaped>" in text and "<made up" not in page
     assert "1e-05" in text and "add or remove one" in text and "Poisson, rate 0.05" in text

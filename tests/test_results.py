@@ -139,6 +139,16 @@ def test_summary_is_mean_and_spread_over_seeds():
     assert np.isnan(rows["non_private"]["accuracy_spread"]) and np.isnan(rows["non_private"]["success"])
 
 
+def test_resilience_is_against_the_strongest_attack_on_each_leak():
+    weak, strong = synthetic.attack(hits=1), synthetic.attack(hits=12)
+    weak["attack"] = "plain"
+    for order in ([weak, strong], [strong, weak]):
+        assert tables.strongest(order) == [strong]
+        assert tables.resilience(order)["success"] == pytest.approx(12 / 16)
+    late = synthetic.attack(stage="late", hits=0)
+    assert tables.resilience([weak, strong, late])["success"] == pytest.approx(12 / 32)
+
+
 def test_the_table_never_states_a_bare_epsilon_for_what_is_not_private():
     lines = {line.split()[0]: line for line in tables.table(synthetic.everything(seeds=2)).splitlines()}
     assert "nominal 0.610" in lines["l2_max"] and " none " in lines["non_private"]
