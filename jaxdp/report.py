@@ -28,9 +28,6 @@ def write(records: Sequence[Mapping], path: pathlib.Path) -> None:
 def page(records: Sequence[Mapping]) -> str:
     """The report as one HTML document that needs nothing beside itself.
 
-    Args:
-      records: of `jaxdp.results`; at least one of kind `train`.
-
     Raises:
       ValueError: no training record among them.
     """
@@ -204,8 +201,8 @@ def _attacks(records) -> str:
         "<h2>Attacks by leak point and stage of training</h2>"
         '<div class="card scroll"><table><thead class="plain">'
         f"<tr><th>variant</th>{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>\n"
-        '<p class="soft">Share of images recognised, its 95 % interval, and the median RMSE, of the strongest '
-        f"attack tried.{_threshold(attacks)}</p>\n"
+        '<p class="soft">Share of images recognised, its 95 % interval, and the median RMSE, of the '
+        f"strongest attack tried.{_threshold(attacks)}</p>\n"
     )
 
 

@@ -48,7 +48,7 @@ def summary(records: Sequence[Mapping]) -> "pd.DataFrame":
     """The four metrics, a row a variant: privacy, utility, cost, resilience.
 
     Spread is the sample standard deviation over seeds.  Resilience pools, over the noised leaks of a
-    variant, the strongest attack on each: share of successes, median error.  Nothing is filled in: what no record says is NaN.
+    variant, the strongest attack on each: share of successes, median error.  What no record says is NaN.
     """
     import pandas as pd
 
