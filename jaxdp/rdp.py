@@ -243,7 +243,8 @@ def poisson_gaussian(
             result[np.ix_(block, whole & finite)] = _log_moments_whole(
                 q, sigmas[block], orders[whole & finite]
             )
-    return np.maximum(result, 0.0) / (orders - 1)[None, :]
+    # A moment that rounding left at one or below says nothing: the order is not used.
+    return np.where(result > 0, result, np.inf) / (orders - 1)[None, :]
 
 
 def replace_one(
@@ -304,20 +305,21 @@ def _remove_minus_add(q: float, sigma: np.ndarray, t: np.ndarray) -> np.ndarray:
 
 def epsilon(
     rdp: Float[np.ndarray, "... orders"], delta: float, orders=ORDERS
-) -> tuple[Float[np.ndarray, "..."], Float[np.ndarray, "..."]]:
+) -> tuple[np.ndarray | np.floating, np.ndarray | np.floating]:
     """Epsilon at delta and the order that gives it, for each row of divergences.
 
     The bound of `dp_accounting.rdp.compute_epsilon` (Canonne et al., Proposition 12; epsilon = 0 where
-    delta^2 > 1 - e^-rdp), over arrays, except that a divergence below zero, which can only be rounding, is not
-    taken as a proof of epsilon = 0.
+    delta^2 > 1 - e^-rdp), over arrays, except that an order with a divergence below zero, which can only be
+    rounding, is not used; there it would prove epsilon = 0.
 
     Formal guarantee: (epsilon, delta)-differential privacy of a mechanism with these divergences.
     """
     if not 0 < delta < 1:
         raise ValueError(f"delta={delta}: must lie in (0, 1)")
-    rdp, orders = np.maximum(np.asarray(rdp, float), 0.0), np.asarray(orders, float)
+    rdp, orders = np.asarray(rdp, float), np.asarray(orders, float)
     constant = np.where(orders > 1.01, np.log1p(-1 / orders) - np.log(delta * orders) / (orders - 1), np.inf)
     candidates = np.where(delta**2 + np.expm1(-rdp) > 0, 0.0, rdp + constant)
+    candidates = np.where(rdp < 0, np.inf, candidates)
     best = np.argmin(candidates, axis=-1)
     smallest = np.take_along_axis(candidates, best[..., None], axis=-1)[..., 0]
     return np.maximum(smallest, 0.0), orders[best]

@@ -19,7 +19,6 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float
 from scipy import special
 
 from jaxdp import accounting, pld
@@ -27,7 +26,7 @@ from jaxdp.ledger import Ledger
 from jaxdp.pld import Steps
 
 
-def gaussian_bound(mu: float, prior: float | Sequence[float]) -> Float[np.ndarray, "..."]:
+def gaussian_bound(mu: float, prior: float | Sequence[float]) -> np.ndarray | np.floating:
     """Phi(Phi^-1(prior) + mu): the bound for Gaussian steps without sampling."""
     return special.ndtr(special.ndtri(np.asarray(prior, float)) + mu)
 

@@ -8,7 +8,7 @@ import json
 import math
 from typing import Literal
 
-from jaxdp import accounting, calibration, schedules
+from jaxdp import accounting, calibration
 from jaxdp.ledger import Sampling
 from jaxdp.statement import privacy_statement
 

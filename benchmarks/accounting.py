@@ -1,0 +1,108 @@
+"""Accounting: agreement with dp_accounting on a grid, and the time of everything that sits in a loop.
+
+Run as `python -m benchmarks accounting`; writes `benchmarks/records/accounting.json`.
+"""
+
+import json
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+import time
+
+import dp_accounting as dp
+import numpy as np
+
+from jaxdp import accounting, calibration, pld, rdp
+from jaxdp.ledger import Sampling
+from jaxdp.pld import Steps
+
+RECORD = pathlib.Path(__file__).parent / "records" / "accounting.json"
+RATES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.05, 0.1, 0.3, 0.5, 0.7, 0.9, 0.99, 1.0)
+SIGMAS = (0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0, 15.0, 30.0, 60.0, 100.0)
+ADD = dict(delta=1e-5, adjacency="add_or_remove_one")
+COMMAND = "account --schedule linear --steps 10000 --sampling-rate 0.01 --delta 1e-5"
+
+
+def _timed(function, repeats: int = 3) -> dict:
+    seconds, cpu = [], []
+    for _ in range(repeats):
+        wall, process = time.perf_counter(), time.process_time()
+        function()
+        seconds.append(time.perf_counter() - wall)
+        cpu.append(time.process_time() - process)
+    return {"median_s": float(np.median(seconds)), "least_s": min(seconds), "least_cpu_s": min(cpu)}
+
+
+def agreement() -> dict:
+    """The largest relative difference to `RdpAccountant` over the grid, at its default orders."""
+    worst, infinite_differs = {"relative": 0.0}, 0
+    for q in RATES:
+        ours = rdp.poisson_gaussian(q, np.array(SIGMAS))
+        for sigma, row in zip(SIGMAS, ours, strict=True):
+            accountant = dp.rdp.RdpAccountant()
+            accountant.compose(dp.PoissonSampledDpEvent(q, dp.GaussianDpEvent(sigma)))
+            reference = accountant.rdp
+            infinite_differs += int(np.sum(np.isinf(row) != np.isinf(reference)))
+            finite = np.isfinite(row) & np.isfinite(reference)
+            relative = np.abs(row[finite] / reference[finite] - 1)
+            if relative.size and relative.max() > worst["relative"]:
+                worst = {"relative": float(relative.max()), "q": q, "sigma": sigma}
+    return {"points": len(RATES) * len(SIGMAS), "worst": worst, "infinite_differs": infinite_differs}
+
+
+def timings() -> dict:
+    """Of 10,000 distinct noise multipliers, the linear schedule's."""
+    plan = calibration.Plan(schedule="linear", steps=10_000, sampling=Sampling(rate=0.01))
+    ledger = plan.ledger()
+    (steps,) = accounting.runs(ledger, "add_or_remove_one")
+    runs = [Steps(*steps)]
+    found = {
+        "rdp": _timed(lambda: rdp.poisson_gaussian(0.01, steps.noise_multipliers)),
+        "pld_half_percent": _timed(lambda: pld.bounds(runs, 1e-5, replace=False, tolerance=0.005)),
+        "pld_tenth_percent": _timed(lambda: pld.bounds(runs, 1e-5, replace=False, tolerance=0.001), 1),
+        "trajectory": _timed(lambda: accounting.epsilon_trajectory(ledger, **ADD)),
+        "matched_constant": _timed(lambda: calibration.matched_constant(ledger, **ADD)),
+    }
+    for what in calibration.WHAT:
+        found[f"calibrate_{what}"] = _timed(
+            lambda what=what: calibration.calibrate(plan, 0.8, what, **ADD), 1
+        )
+    command = [sys.executable, "-m", "jaxdp.cli", *COMMAND.split()]
+    found["command"] = _timed(lambda: subprocess.run(command, check=True, capture_output=True))
+    return found
+
+
+def figures() -> dict:
+    """Epsilon of the published schedules, by both accountants."""
+    found = {}
+    for name in ("fixed", "linear", "staircase", "exponential", "quarter_cosine"):
+        ledger = calibration.Plan(schedule=name, steps=10_000, sampling=Sampling(rate=0.01)).ledger()
+        bounds = accounting.epsilon(ledger, **ADD, accountant="pld")
+        found[name] = {
+            "rdp": accounting.epsilon(ledger, **ADD, accountant="rdp").value,
+            "pld": bounds.value,
+            "pld_lower": bounds.lower,
+            "matched_constant": calibration.matched_constant(ledger, **ADD),
+        }
+    return found
+
+
+def main() -> None:
+    """Measures and writes the record."""
+    record = {
+        "machine": {"cpus": os.cpu_count(), "load": os.getloadavg()[0], "python": platform.python_version()},
+        "agreement_with_dp_accounting": agreement(),
+        "seconds_for_10000_distinct": timings(),
+        "epsilon_at_1e-5": figures(),
+    }
+    RECORD.parent.mkdir(exist_ok=True)
+    partial = RECORD.with_suffix(".partial")
+    partial.write_text(json.dumps(record, indent=1) + "\n")
+    os.replace(partial, RECORD)
+    print(json.dumps(record, indent=1))
+
+
+if __name__ == "__main__":
+    main()

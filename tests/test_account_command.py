@@ -1,0 +1,108 @@
+"""`jaxdp account`: what it prints, and what it refuses in one line."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from jaxdp import cli
+
+FEW = ["--steps", "100", "--schedule", "staircase"]
+
+
+def call(capsys, *options):
+    code = cli.main(["account", *options])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_prints_both_bounds_the_matched_constant_and_the_statement(capsys):
+    code, out, _ = call(capsys, *FEW, "--sampling-rate", "0.01", "--delta", "1e-5")
+    assert code == 0
+    for part in (
+        "RDP, add_or_remove_one",
+        "PLD, add_or_remove_one",
+        "not below",
+        "matched constant",
+        "Not covered",
+    ):
+        assert part in out
+
+
+def test_json_is_json_even_where_epsilon_is_infinite(capsys):
+    code, out, _ = call(
+        capsys,
+        "--steps",
+        "3",
+        "--sampling",
+        "full",
+        "--noise-multiplier",
+        "0.001",
+        "--methods",
+        "all",
+        "--json",
+    )
+    record = json.loads(out)
+    assert code == 0 and {"epsilons", "statement", "methods", "matched_constant"} <= set(record)
+    assert record["methods"][0]["epsilon"] is None  # infinite: the theorem's condition does not hold
+
+
+def test_calibrates(capsys):
+    code, out, _ = call(capsys, *FEW, "--target-epsilon", "0.5", "--json", "--accountant", "rdp")
+    record = json.loads(out)
+    assert code == 0 and record["epsilons"][0]["value"] == pytest.approx(0.5, rel=1e-4)
+    assert record["scale"] != 1
+
+
+def test_published_per_layer_clipping_costs_more(capsys):
+    flat, published = (
+        json.loads(call(capsys, *FEW, "--accountant", "rdp", "--json", *more)[1])["epsilons"][0]["value"]
+        for more in ((), ("--clipping", "per_layer_published", "--layers", "10"))
+    )
+    assert published > 2 * flat
+
+
+def test_l2_max_has_only_a_nominal_number(capsys):
+    code, out, err = call(capsys, *FEW, "--clipping", "l2_max")
+    assert code == 2 and "private=False" in err and not out
+    code, out, _ = call(capsys, *FEW, "--clipping", "l2_max", "--nominal")
+    assert code == 0 and "NOMINAL" in out and "NOT PRIVATE" in out
+
+
+def test_shuffled_batches_are_not_given_the_poisson_epsilon(capsys):
+    code, _, err = call(capsys, *FEW, "--sampling", "shuffled")
+    assert code == 2 and "add_or_remove_one" in err
+    code, out, _ = call(capsys, *FEW, "--sampling", "shuffled", "--adjacency", "zero_out")
+    assert code == 0 and "no amplification" in out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--noise-multiplier", "-1"), "value=-1.0"),
+        (("--delta", "0"), "delta=0.0"),
+        (("--sampling-rate", "1.5"), "sampling_rate=1.5"),
+        (("--steps", "0"), "steps=0"),
+        (("--tolerance", "0"), "tolerance=0.0"),
+        (("--layers", "3"), "layers=3"),
+        (("--clipping", "per_layer_published"), "layers=None"),
+        (("--schedule", "linear", "--noise-multiplier", "3"), "noise_multiplier=3.0"),
+        (("--schedule", "quarter_cosine", "--end", "20"), "end=20.0"),
+        (("--end", "3"), "end=3.0"),
+        (("--nominal",), "nominal=True"),
+        (("--target-epsilon", "-1"), "target_epsilon=-1.0"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_two(capsys, options, message):
+    code, out, err = call(capsys, *options)
+    assert code == 2 and message in err and err.count("\n") == 1 and not out
+
+
+def test_starts_without_what_it_does_not_need():
+    code = (
+        "import sys; from jaxdp import cli; cli.main(['account', '--steps', '10']);"
+        "print([m for m in ('flax', 'orbax', 'matplotlib', 'pandas', 'dp_accounting', 'optax') if m in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.strip().endswith("[]")
