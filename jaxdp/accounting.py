@@ -10,16 +10,16 @@
 
 Adjacency is never implied, and decides what may be claimed:
 
-| adjacency           | neighbours differ in          | sensitivity | Poisson           | without replacement | shuffled |
-|---------------------|-------------------------------|-------------|-------------------|---------------------|----------|
-| `add_or_remove_one` | one example more or less      | C           | amplified         | refused             | refused  |
-| `zero_out`          | one gradient replaced by zero | C           | amplified         | refused             | once an epoch |
-| `replace_one`       | one example exchanged         | 2 C         | amplified, bound  | amplified, bound    | once an epoch |
+| adjacency           | neighbours differ in          | sensitivity | Poisson   | fixed size | shuffled      |
+|---------------------|-------------------------------|-------------|-----------|------------|---------------|
+| `add_or_remove_one` | one example more or less      | C           | amplified | refused    | refused       |
+| `zero_out`          | one gradient replaced by zero | C           | amplified | refused    | once an epoch |
+| `replace_one`       | one example exchanged         | 2 C         | amplified | amplified  | once an epoch |
 
-Full batches are Gaussian steps under each.  Sampling without replacement keeps the number of examples and so has
-no add/remove or zero-out theorem here.  With shuffled batches of fixed size an added example displaces others into
-other batches, so add/remove is refused; with the permutation fixed, an exchanged example takes part in one step of
-an epoch at the most, and the divergence is at most that of the step with the least noise.
+Full batches are Gaussian steps under each.  Sampling without replacement keeps the number of examples and so
+has no add/remove or zero-out theorem here.  With shuffled batches of fixed size an added example displaces
+others into other batches, so add/remove is refused; with the permutation fixed, an exchanged example takes
+part in one step of an epoch at the most, and the divergence is at most that of the step with the least noise.
 """
 
 import dataclasses
@@ -66,7 +66,8 @@ class Epsilon:
         bracket = "" if self.lower is None else f" (not below {self.lower:.4f})"
         label = "NOMINAL, not a privacy guarantee: " if self.nominal else ""
         return (
-            f"{label}epsilon = {self.value:.4f}{bracket} at delta = {self.delta:g}, {self.accountant.upper()}, "
+            f"{label}epsilon = {self.value:.4f}{bracket} at delta = {self.delta:g}, "
+            f"{self.accountant.upper()}, "
             f"{self.adjacency}, {self.sampling}"
         )
 
@@ -106,7 +107,8 @@ def _participation(entry: Entry, adjacency: str, window: slice = slice(None)) ->
 
 
 def runs(ledger: Ledger, adjacency: str, start: int = 0, stop: int | None = None) -> list[Steps]:
-    """The distinct steps of a ledger, or of its steps `start .. stop - 1`, one `Steps` for each sampling rate.
+    """The distinct steps of a ledger, or of its steps `start .. stop - 1`, one `Steps` for each sampling
+    rate.
 
     Raises:
       ValueError: a sampling that has no theorem under this adjacency.
@@ -150,13 +152,14 @@ def epsilon(
       adjacency: one of `ADJACENCIES`.
       accountant: `rdp`, or `pld`: tighter, with a lower bound.
       tolerance: relative width of the bracket of `pld`.
-      nominal: give the number that the noise multipliers would mean for a run that is not private, labelled so.
+      nominal: give the number that the noise multipliers would mean for a run that is not private, labelled
+        so.
 
     Raises:
       ValueError: a run that is not private, or a combination without a theorem.
 
-    Formal guarantee: unless nominal, the run is (value, delta)-differentially private for one example under the
-    adjacency, if its noise multipliers and sampling are what the ledger says.
+    Formal guarantee: unless nominal, the run is (value, delta)-differentially private for one example under
+    the adjacency, if its noise multipliers and sampling are what the ledger says.
     """
     validate(delta, adjacency, accountant)
     _refuse_not_private(ledger, nominal)

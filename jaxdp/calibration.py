@@ -83,8 +83,9 @@ class Plan:
 class _Compressed:
     """RDP of many noise multipliers as a weighted sum over Chebyshev nodes in ln sigma.
 
-    The weights of the barycentric interpolant do not change when all noise multipliers are scaled, so a search
-    costs `_NODES` divergences an evaluation.  Never reported: the answer is checked with the exact sum.
+    The weights of the barycentric interpolant do not change when all noise multipliers are scaled, so a
+    search costs `_NODES` divergences an evaluation.  Never reported: the answer is checked with the exact
+    sum.
     """
 
     def __init__(self, runs: list[Steps], adjacency: str):
@@ -164,7 +165,8 @@ def calibrate(
       plan: where to start.
       target_epsilon: > 0.
       what: `scale` (smallest factor on the schedule), `steps` (largest number; a schedule given by name is
-        stretched to it), `sampling_rate` (largest; Poisson and without replacement) or `end` (smallest end point).
+        stretched to it), `sampling_rate` (largest; Poisson and without replacement) or `end` (smallest end
+        point).
       delta, adjacency, accountant, tolerance: as `accounting.epsilon`; `pld` meets the target with its upper
         bound, within `tolerance`.
 

@@ -1,11 +1,11 @@
 """Other ways to add up the privacy of steps: the methods that published comparisons use, with what is wrong.
 
-All but the last two start from an (epsilon, delta) of each step: the classical Gaussian bound
-sigma = sqrt(2 ln(1.25 / delta)) / epsilon, amplified by sampling, ln(1 + q (e^epsilon - 1)) and q delta.  The total
-delta is split evenly: half to the steps and half to the composition where the theorem has a term of its own.
+All but zCDP, RDP and PLD start from an (epsilon, delta) of each step: the classical Gaussian bound
+sigma = sqrt(2 ln(1.25 / delta)) / epsilon, amplified by sampling to ln(1 + q (e^epsilon - 1)) and q delta.  The
+total delta is split: half to the steps, half to the composition where its theorem has a term of its own.
 
-Sources: Dwork & Roth, "The Algorithmic Foundations of Differential Privacy", Theorems 3.16, 3.20 and A.1; Kairouz, Oh
-& Viswanath, "The Composition Theorem for Differential Privacy" (arXiv 1311.0776), Theorem 3.4; Murtagh & Vadhan (arXiv
+Sources: Dwork & Roth, "The Algorithmic Foundations of Differential Privacy", Theorems 3.16 and A.1; Kairouz,
+Oh & Viswanath, "The Composition Theorem for Differential Privacy" (arXiv 1311.0776); Murtagh & Vadhan (arXiv
 1507.03113) for unequal steps; Bun & Steinke, "Concentrated Differential Privacy" (arXiv 1605.02065).
 """
 
@@ -52,7 +52,9 @@ def basic(ledger: Ledger, *, delta: float, adjacency: str) -> float:
 
 
 def advanced(ledger: Ledger, *, delta: float, adjacency: str) -> float:
-    """sqrt(2 ln(1/delta') sum e^2) + sum e (e^e - 1) / (e^e + 1) (Kairouz et al., Theorem 3.5, sharper than A.1)."""
+    """sqrt(2 ln(1/delta') sum e^2) + sum e (e^e - 1) / (e^e + 1) (Kairouz et al., Theorem 3.5, sharper
+    than A.1).
+    """
     epsilons, counts, _ = _steps(ledger, adjacency, delta / 2)
     with np.errstate(invalid="ignore"):
         drift = counts @ (epsilons * np.tanh(epsilons / 2))
@@ -107,10 +109,13 @@ def zcdp(ledger: Ledger, *, delta: float, adjacency: str) -> float:
 
 
 _METHODS = (
-    ("basic", basic, "loose: grows with the number of steps; needs epsilon < 1 at every step before sampling"),
+    ("basic", basic, "loose: grows with the number of steps; needs epsilon < 1 at every step before "
+    "sampling"),
     ("advanced", advanced, "grows with the root of the steps, but keeps only an (epsilon, delta) of each"),
-    ("optimal (KOV)", optimal, "the best from (epsilon, delta) alone; what the Gaussian has beyond that is lost"),
-    ("zCDP", zcdp, "no amplification: zCDP has no useful theorem for sampling, published tables that add one are not proofs"),
+    ("optimal (KOV)", optimal, "the best from (epsilon, delta) alone; what the Gaussian has beyond that "
+    "is lost"),
+    ("zCDP", zcdp, "no amplification: zCDP has no useful theorem for sampling, published tables that "
+    "add one are not proofs"),
 )  # fmt: skip
 
 

@@ -1,7 +1,8 @@
 """The privacy spent, as data: what was done at every step, from which any accountant computes epsilon.
 
-A `Ledger` is an append-only sequence of stretches of steps.  It goes into every checkpoint and record, and a run
-that resumes with another sampling rate, clip bound or noise appends to it.  Text that is damaged in any way is
+A `Ledger` is an append-only sequence of stretches of steps.  It goes into every checkpoint and record, and a
+run that resumes with another sampling rate, clip bound or noise appends to it.  Text that is damaged in any
+way is
 refused: from a ledger that cannot be trusted no epsilon is computed.
 """
 
@@ -32,10 +33,11 @@ class Sampling:
 
     Attributes:
       kind: `poisson` (each example on its own with probability `rate`), `full` (all of them),
-        `without_replacement` (a fresh uniform batch of fixed size each step), or `shuffled` (a permutation each
-        epoch, cut into batches: no amplification is claimed).
+        `without_replacement` (a fresh uniform batch of fixed size each step), or `shuffled` (a permutation
+        each epoch, cut into batches: no amplification is claimed).
       rate: the probability that an example takes part in a step.
-      steps_per_epoch: of `shuffled` only: epoch e is the steps e k .. (e + 1) k - 1, and an example takes part in
+      steps_per_epoch: of `shuffled` only: epoch e is the steps e k .. (e + 1) k - 1, and an example takes
+        part in
         at most one of them.
     """
 
@@ -113,7 +115,7 @@ class Entry:
             raise ValueError(f"mechanism={self.mechanism!r}: mechanism and reasons must be text")
 
     def sigmas(self) -> Float[np.ndarray, " steps"]:
-        """The effective noise multiplier of every step."""
+        """The effective noise multiplier of each of its steps."""
         values, counts = zip(*self.noise_multipliers, strict=True)
         return np.repeat(np.array(values, float), counts)
 
@@ -259,14 +261,15 @@ def to_event(ledger: Ledger):
     unsampled Gaussian an epoch, with the smallest noise multiplier in it.
 
     Raises:
-      ValueError: a run that is not private, or one sampled without replacement, which these adjacencies do not
+      ValueError: a run that is not private, or one sampled without replacement, which these adjacencies do
+        not
         cover.
     """
     import dp_accounting as dp
 
     if not ledger.private:
         raise ValueError(f"private=False: {' '.join(ledger.reasons)}")
-    events = []
+    events: list[dp.DpEvent] = []
     for entry in ledger.entries:
         kind = entry.sampling.kind
         if kind == "without_replacement":
@@ -282,6 +285,6 @@ def to_event(ledger: Ledger):
 
 def epoch_minima(entry: Entry, window: slice = slice(None)) -> Float[np.ndarray, " epochs"]:
     """The smallest noise multiplier in each epoch that (a part of) a shuffled entry touches."""
-    epoch = np.arange(entry.start, entry.stop)[window] // entry.sampling.steps_per_epoch
+    epoch = np.arange(entry.start, entry.stop)[window] // (entry.sampling.steps_per_epoch or 1)
     _, first = np.unique(epoch, return_index=True)
     return np.minimum.reduceat(entry.sigmas()[window], first)

@@ -1,13 +1,14 @@
 """Upper and lower bounds on epsilon from privacy loss distributions, for schedules of any length.
 
 Distinct noise multipliers are sorted and grouped.  A group counted with its smallest value, each step's loss
-discretised pessimistically, bounds epsilon from above; counted with its largest, and tested by an event of the
-rounded loss, from below (more noise is post-processing, so a step with the larger value is less informative).
-Groups and grid are refined until the two agree.  What is claimed is the upper bound.
+discretised pessimistically, bounds epsilon from above; counted with its largest, and tested by an event of
+the rounded loss, from below (more noise is post-processing, so a step with the larger value is less
+informative). Groups and grid are refined until the two agree.  What is claimed is the upper bound.
 
-`dp_accounting`'s distributions are the reference these are tested against; its optimistic estimate, though, loses
-half an interval a step (0.05 of 0.60 at an interval of 1e-5 and 10,000 steps), so it cannot close a bracket.
-Without sampling everything is one Gaussian and both bounds are exact (Balle & Wang, arXiv 1805.06530).
+`dp_accounting`'s distributions are the reference these are tested against; its optimistic estimate, though,
+loses half an interval a step (0.05 of 0.60 at an interval of 1e-5 and 10,000 steps), so it cannot close a
+bracket. Without sampling everything is one Gaussian and both bounds are exact (Balle & Wang, arXiv
+1805.06530).
 """
 
 import bisect
@@ -42,7 +43,9 @@ class Steps(NamedTuple):
 
 
 class Bounds(NamedTuple):
-    """Epsilon between `lower` and `upper` at delta; `groups` is the largest number of distinct steps composed."""
+    """Epsilon between `lower` and `upper` at delta; `groups` is the largest number of distinct steps
+    composed.
+    """
 
     upper: float
     lower: float
@@ -50,7 +53,9 @@ class Bounds(NamedTuple):
 
 
 class Divergence(NamedTuple):
-    """An upper bound on delta(epsilon) of a composition, as composed pessimistic losses, one for each direction."""
+    """An upper bound on delta(epsilon) of a composition, as composed pessimistic losses, one for each
+    direction.
+    """
 
     pmfs: tuple[Pmf, ...]
     interval: float
@@ -75,7 +80,9 @@ def gaussian_delta(mu: float, epsilon: Float[np.ndarray, "..."] | float):
 
 
 def gaussian_epsilon(mu: float, delta: float) -> float:
-    """Epsilon at delta of any number of Gaussian steps without sampling, mu^2 the sum of their 1 / sigma^2."""
+    """Epsilon at delta of any number of Gaussian steps without sampling, mu^2 the sum of their 1 /
+    sigma^2.
+    """
     if mu == 0 or gaussian_delta(mu, 0.0) <= delta:
         return 0.0
     if not math.isfinite(mu):

@@ -3,13 +3,16 @@
 What `jaxdp.pld` builds its two bounds from.  A step is described by the loss L = ln(P/Q) of a pair of output
 distributions; its law is put on the grid k x interval in one of two ways:
 
-* `pessimistic`: connect-the-dots (Doroshenko et al., arXiv 2207.04380).  The mass of a cell goes to its two ends
-  so that both the P-mass and the Q-mass are kept: every hockey-stick divergence grows, by a second-order amount.
-* `rounded`: the loss to the nearest grid point, under P and under Q.  A function of the output, so any event it
+* `pessimistic`: connect-the-dots (Doroshenko et al., arXiv 2207.04380).  The mass of a cell goes to its two
+ends
+  so that both the P-mass and the Q-mass are kept: every hockey-stick divergence grows, by a second-order
+  amount.
+* `rounded`: the loss to the nearest grid point, under P and under Q.  A function of the output, so any event
+it
   defines bounds the divergence from below.
 
-The masses come from differences of normal distribution functions, not of divergences, and so keep their relative
-accuracy in the tails.
+The masses come from differences of normal distribution functions, not of divergences, and so keep their
+relative accuracy in the tails.
 """
 
 import math
@@ -36,7 +39,8 @@ class Pair(NamedTuple):
 
     Attributes:
       kind: `remove`: (1-q) N(0) + q N(shift) against N(0); `add`: the reverse; `replace`: the curve that is
-        `remove` for losses > 0 and `add` for losses < 0, a bound for replace-one (see `jaxdp.rdp.replace_one`);
+        `remove` for losses > 0 and `add` for losses < 0, a bound for replace-one (see
+        `jaxdp.rdp.replace_one`);
         `antipodal`: (1-q) N(0) + q N(shift) against (1-q) N(0) + q N(-shift), attained under replace-one.
       q: sampling rate.
       shift: sensitivity over the noise's standard deviation.
@@ -150,7 +154,9 @@ def _pessimistic_replace(pair: Pair, interval: float) -> Pmf:
 
 
 def rounded(pair: Pair, interval: float) -> tuple[Pmf, Pmf, float]:
-    """The loss rounded to the grid: under P, under Q tilted by e^loss and normalised, and ln of its normaliser."""
+    """The loss rounded to the grid: under P, under Q tilted by e^loss and normalised, and ln of its
+    normaliser.
+    """
     low, high = loss_range(pair)
     start, stop = round(low / interval), round(high / interval)
     edges = (np.arange(start, stop) + 0.5) * interval
@@ -188,7 +194,9 @@ def compose(pmfs: list[Pmf], counts: np.ndarray, interval: float) -> Pmf:
 
 
 def _window(pmfs, counts, interval):
-    """First grid index and length (a fast one) of a window that the sum leaves with probability < TAIL a side."""
+    """First grid index and length (a fast one) of a window that the sum leaves with probability < TAIL a
+    side.
+    """
     mean = variance = 0.0
     for pmf, count in zip(pmfs, counts, strict=True):
         losses = (pmf.start + np.arange(pmf.probabilities.size)) * interval

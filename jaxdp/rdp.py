@@ -37,7 +37,9 @@ def _log_binomial(n, k):
 
 
 def _log_half_erfc(x):
-    """ln(erfc(x) / 2), in dp_accounting's sequence of operations, whose rounding shows at tiny divergences."""
+    """ln(erfc(x) / 2), in dp_accounting's sequence of operations, whose rounding shows at tiny
+    divergences.
+    """
     return math.log(0.5) + (math.log(2) + special.log_ndtr(-x * 2**0.5))
 
 
@@ -157,7 +159,8 @@ class _Series:
             orders = self.orders[column]
             term = self.first(i, orders)
             total = np.logaddexp(total, term)
-            # The second integral's terms go as |binomial| / (z0 - order + i): dp_accounting waits for their fall.
+            # The second integral's terms go as |binomial| / (z0 - order + i): dp_accounting waits for
+            # their fall.
             falls = np.abs(orders - i + 1) / i * (1 - 1 / (self.z0[:, None] - orders + i)) < 1
             done = (term < last) & falls & (term < total - 30)
             fresh = np.isinf(result[:, column]) & done
@@ -256,8 +259,8 @@ def replace_one(
     not enough: the divergence of the halved sigma in one direction, as used for add/remove, is not a bound
     here, since both neighbours are mixtures.  By advanced joint convexity (Balle et al., Theorem 2) the
     hockey-stick divergence at e^t is at most q delta(e), e^t = 1 + q (e^e - 1), delta the curve of the
-    Gaussian with sigma / 2, for t >= 0 in both directions; hence for all t by D_a(P, Q) = 1 - a + a D_1/a(Q, P).
-    The moment is an integral over that curve: the add/remove moment plus
+    Gaussian with sigma / 2, for t >= 0 in both directions; hence for all t by D_a(P, Q) = 1 - a + a D_1/a(Q,
+    P). The moment is an integral over that curve: the add/remove moment plus
 
         order (order - 1) int_0^inf e^(-order t) [remove(t) - add(t)] dt.
 

@@ -1,18 +1,19 @@
 """The largest success of any reconstruction attack that the privacy of a run allows.
 
-An attacker who knows everything but one example, and who guesses it right with probability kappa before seeing
-anything, is right with probability at most
+An attacker who knows everything but one example, and who guesses it right with probability kappa before
+seeing anything, is right with probability at most
 
     gamma(kappa) = min over epsilon >= 0 of  { e^epsilon kappa + delta(epsilon),
                                                1 - e^-epsilon (1 - delta(epsilon) - kappa) }
 
-after seeing the run (reconstruction robustness: Balle, Cherubin & Hayes, arXiv 2201.04845; Hayes, Mahloujifar &
-Balle, arXiv 2302.07225).  The two branches are the two directions of the trade-off curve; the first alone is
-valid but says 1 where little privacy is left.  Without sampling gamma = Phi(Phi^-1(kappa) + mu), mu^2 the sum of
-1 / sigma^2.
+after seeing the run (reconstruction robustness: Balle, Cherubin & Hayes, arXiv 2201.04845; Hayes,
+Mahloujifar & Balle, arXiv 2302.07225).  The two branches are the two directions of the trade-off curve; the
+first alone is valid but says 1 where little privacy is left.  Without sampling gamma = Phi(Phi^-1(kappa) +
+mu), mu^2 the sum of 1 / sigma^2.
 
-What is bounded is an attacker who sees the released sums of the steps concerned, hence the whole run by default.
-Who sees single batches, and knows that the example was in them, has no amplification: `amplified=False`.
+What is bounded is an attacker who sees the released sums of the steps concerned, hence the whole run by
+default. Who sees single batches, and knows that the example was in them, has no amplification:
+`amplified=False`.
 """
 
 import math

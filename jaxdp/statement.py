@@ -11,25 +11,31 @@ ADJACENCY_IN_WORDS = {
     "zero_out": "data sets that differ in one example, whose gradient is replaced by zero",
 }
 _SAMPLING_ASSUMED = {
-    "poisson": "each example was drawn for each step on its own, with the stated probability, and the draws are secret",
+    "poisson": "each example was drawn for each step on its own, with the stated probability, and the "
+    "draws are secret",
     "without_replacement": "each batch was drawn uniformly without replacement, afresh and in secret",
     "shuffled": "an example takes part in at most one step of an epoch; the order may be known",
     "full": "every example takes part in every step",
 }
 DISCLOSURES = {
-    "loss_logged": "The exact training loss was logged: it is computed from the examples without noise, and whoever sees it"
+    "loss_logged": "The exact training loss was logged: it is computed from the examples without noise, "
+    "and whoever sees it"
     " has more than epsilon covers.",
-    "clipping_logged": "Exact norms or the share of clipped examples were logged: they are computed from the examples without"
+    "clipping_logged": "Exact norms or the share of clipped examples were logged: they are computed "
+    "from the examples without"
     " noise, and whoever sees them has more than epsilon covers.",
-    "chosen_on_private_data": "Decisions during the run (a schedule driven by validation, early stopping, model choice) used"
+    "chosen_on_private_data": "Decisions during the run (a schedule driven by validation, early "
+    "stopping, model choice) used"
     " private data without noise: the run as a whole is not private.",
 }
 _NOT_COVERED = (
-    "Floating-point noise: the Gaussian of the proof is real-valued, the one drawn has finite precision (Mironov 2012).",
+    "Floating-point noise: the Gaussian of the proof is real-valued, the one drawn has finite precision "
+    "(Mironov 2012).",
     "Hyper-parameters, schedules and the number of steps chosen by looking at results on the same data.",
     "Evaluation data: examples used to report accuracy are not protected by this epsilon.",
     "Observers of a single batch who know that an example is in it: they get no amplification by sampling.",
-    "A leak before the noise is added (per-example or unnoised gradients): no parameter of the mechanism protects it.",
+    "A leak before the noise is added (per-example or unnoised gradients): no parameter of the "
+    "mechanism protects it.",
     "People who contributed several examples: the unit is one example.",
 )  # fmt: skip
 
@@ -107,7 +113,8 @@ def privacy_statement(
     warnings += [DISCLOSURES[name] for name in disclosed]
     if any(entry.seed == "given" for entry in ledger.entries):
         warnings.append(
-            "The noise was drawn from a given seed: whoever knows or guesses it can subtract the noise, and against them"
+            "The noise was drawn from a given seed: whoever knows or guesses it can subtract the noise, "
+            "and against them"
             " there is no privacy."
         )
     if any(entry.sampling.kind == "shuffled" for entry in ledger.entries):

@@ -51,7 +51,9 @@ def test_per_tensor_clipping_with_the_full_bound_costs_the_root_of_the_tensors(l
 
 
 def test_replace_one_costs_at_least_the_doubled_sensitivity(fixed):
-    """1.440 is the add/remove figure at half the noise multiplier; the proved bound is above, PLD's as well."""
+    """1.440 is the add/remove figure at half the noise multiplier; the proved bound is above, PLD's as
+    well.
+    """
     halved = accounting.epsilon(fixed.scaled(0.5), **ADD, accountant="rdp").value
     assert halved == pytest.approx(1.440, abs=1e-3)
     replaced = accounting.epsilon(fixed, delta=1e-5, adjacency="replace_one", accountant="rdp").value
@@ -80,7 +82,9 @@ def test_rdp_is_dp_accountings_of_the_event(name):
 
 
 def test_without_replacement_is_tighter_than_the_general_theorem():
-    """dp_accounting's bound holds for any mechanism (Wang et al. 2019); ours uses that the noise is Gaussian."""
+    """dp_accounting's bound holds for any mechanism (Wang et al. 2019); ours uses that the noise is
+    Gaussian.
+    """
     run = plan(steps=500, sampling=Sampling(kind="without_replacement", rate=0.02)).ledger()
     ours = accounting.epsilon(run, delta=1e-5, adjacency="replace_one", accountant="rdp").value
     event = dp.SampledWithoutReplacementDpEvent(1000, 20, dp.GaussianDpEvent(3.0))
@@ -172,7 +176,7 @@ L2_MAX = dict(private=False, reasons=("The noise reveals norms.",), mechanism="l
 def test_a_run_that_is_not_private_has_only_a_nominal_number():
     run = plan(steps=10, **L2_MAX).ledger()
     for call in (accounting.epsilon, accounting.epsilon_trajectory, calibration.matched_constant):
-        with pytest.raises(ValueError, match="private=False.*reveals norms"):
+        with pytest.raises(ValueError, match=r"private=False.*reveals norms"):
             call(run, **ADD)
     with pytest.raises(ValueError, match="private=False"):
         accounting.steps_within(run, 1.0, **ADD)

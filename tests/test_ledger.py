@@ -20,10 +20,11 @@ def entry(start, stop, sigma=6.0, **changes):
     return Entry(start=start, stop=stop, **{**settings, **changes})
 
 
+SHUFFLED = Sampling(kind="shuffled", rate=0.25, steps_per_epoch=4)
 THREE = Ledger((
     entry(0, 10),
     entry(10, 14, noise_multipliers=((5.5, 1), (5.25, 3)), seed="given"),
-    entry(14, 20, sampling=Sampling(kind="shuffled", rate=0.25, steps_per_epoch=4), private=False, reasons=("why",)),
+    entry(14, 20, sampling=SHUFFLED, private=False, reasons=("why",)),
 ))  # fmt: skip
 
 

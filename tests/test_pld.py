@@ -60,7 +60,9 @@ def test_rates_compose():
 
 
 def test_replace_one_holds_the_antipodal_pair():
-    """dp_accounting composes that pair; it is attained, so our proved bound lies above it and ours below reach it."""
+    """dp_accounting composes that pair; it is attained, so our proved bound lies above it and ours below
+    reach it.
+    """
     pair = reference.from_gaussian_mechanism(
         6.0, sampling_prob=0.01, value_discretization_interval=2e-5,
         neighboring_relation=dp.NeighboringRelation.REPLACE_ONE,

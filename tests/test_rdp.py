@@ -99,7 +99,9 @@ def _log_mixture(q, mean, sigma):
 @pytest.mark.parametrize(("q", "sigma"), [(0.01, 6.0), (0.2, 2.0), (0.5, 4.0)])
 @pytest.mark.parametrize("order", [2.0, 4.0, 12.0])
 def test_replace_one_bounds_every_known_pair(q, sigma, order):
-    """Exchanged for its opposite, and (fixed-size batches among opposites) both halves of the mixture 2 apart."""
+    """Exchanged for its opposite, and (fixed-size batches among opposites) both halves of the mixture 2
+    apart.
+    """
     bound = rdp.replace_one(q, np.array([sigma]), np.array([order]))[0, 0]
     up, down = _log_mixture(q, 1.0, sigma), _log_mixture(q, -1.0, sigma)
     far, alone = _log_mixture(q, 2.0, sigma), lambda x: stats.norm.logpdf(x, 0, sigma)
@@ -114,7 +116,9 @@ def test_replace_one_bounds_every_known_pair(q, sigma, order):
 
 
 def test_replace_one_is_the_integral_over_its_curve():
-    """Against a plain quadrature of order (order - 1) int g^(order - 2) H(g) over the two hockey-stick curves."""
+    """Against a plain quadrature of order (order - 1) int g^(order - 2) H(g) over the two hockey-stick
+    curves.
+    """
     q, sigma, order = 0.1, 2.0, 3.0
     mu = 2 / sigma
 

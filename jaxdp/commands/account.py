@@ -16,7 +16,10 @@ _PER_LAYER_NOMINAL = (
     "The noise multiplier counts one tensor's clip bound C, but every tensor is clipped to the full C: the"
     " sensitivity of the whole gradient is C sqrt(layers)."
 )
-_L2_MAX = "l2-max scales the noise by the norms of the private gradients, so the size of the noise itself reveals them."
+_L2_MAX = (
+    "l2-max scales the noise by the norms of the private gradients, so the size of the noise itself"
+    " reveals them."
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,7 +75,8 @@ def plan_of(config: Config) -> calibration.Plan:
     given = {"value": config.noise_multiplier, "start": config.start}
     if config.schedule != "fixed" and config.noise_multiplier is not None:
         raise ValueError(
-            f"noise_multiplier={config.noise_multiplier}: schedule {config.schedule!r} takes start, end and scale"
+            f"noise_multiplier={config.noise_multiplier}: schedule {config.schedule!r} takes start, end "
+            f"and scale"
         )
     ratio = 1.0
     if config.clipping == "per_layer_published":
