@@ -43,7 +43,7 @@ def exact_input(kernel: Float[Array, "n m"], bias: Float[Array, " m"]) -> Float[
 def row_ratios(kernel: Float[Array, "n m"], bias: Float[Array, " m"]) -> Float[Array, "m n"]:
     """One candidate input a neuron: exact wherever a single example of the batch activates it."""
     safe = jnp.where(jnp.abs(bias) > 1e-12, bias, jnp.inf)
-    return (kernel / safe).T
+    return (kernel / safe[None]).T
 
 
 def noisy_input(
@@ -54,7 +54,10 @@ def noisy_input(
     label: Array | int = 0,
     iterations: int = 20,
 ) -> Float[Array, " n"]:
-    """Maximum a posteriori input and backpropagated signal, each in turn given the other.
+    """The input's posterior mean, by variational Bayes over the two factors in turn.
+
+    The backpropagated signal d gets a Gaussian prior whose variance is what the gradient's energy shows
+    beyond the noise's own (less two standard errors): where there is no signal the result is the prior mean.
 
     Args:
       kernel: dW plus noise.
@@ -66,14 +69,17 @@ def noisy_input(
     """
     values, vectors = jnp.linalg.eigh(prior.factor @ prior.factor.T)
     mean, variance = prior.mean[label], jnp.square(jnp.maximum(noise_std, 1e-9))
-    # The share of the bias gradient's energy that is noise would shrink every estimate towards zero.
-    signal = jnp.sqrt(jnp.maximum(bias @ bias - bias.size * variance, 1e-6 * (bias @ bias)))
-    delta = bias * signal / jnp.sqrt(bias @ bias)
+    entries = kernel.size + bias.size
+    energy = jnp.square(kernel).sum() + bias @ bias - (entries + 2 * math.sqrt(2 * entries)) * variance
+    power = jnp.maximum(energy, 1e-12 * variance) / (bias.size * (mean @ mean + values.sum() + 1))
 
-    def round_(delta, _):
-        energy = delta @ delta
-        deviation = vectors.T @ (kernel @ delta - energy * mean)
-        x = mean + vectors @ (deviation * values / (energy * values + variance))
-        return (kernel.T @ x + bias) / (x @ x + 1), x
+    def round_(carry, _):
+        x, spread = carry
+        precision = x @ x + spread + 1 + variance / power
+        delta = (kernel.T @ x + bias) / precision
+        strength = delta @ delta + bias.size * variance / precision
+        gain = values / (strength * values + variance)
+        x = mean + vectors @ (gain * (vectors.T @ (kernel @ delta - strength * mean)))
+        return (x, variance * gain.sum()), None
 
-    return jax.lax.scan(round_, delta, length=iterations)[1][-1]
+    return jax.lax.scan(round_, (mean, values.sum()), length=iterations)[0][0]

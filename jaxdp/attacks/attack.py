@@ -217,8 +217,9 @@ def infer_labels(
         std = jnp.maximum(observation.noise_std, 1e-6)
 
         def flat(tree, lead):
+            scale = std.reshape(*(1 for _ in lead), leak.window, 1)
             rows = [
-                (leaf.reshape(*lead, leak.window, -1) / std[:, None]).reshape(*lead, -1)
+                (leaf.reshape(*lead, leak.window, -1) / scale).reshape(*lead, -1)
                 for leaf in jax.tree.leaves(tree)
             ]
             return jnp.concatenate(rows, axis=-1)
@@ -258,8 +259,6 @@ def inversion(
         return z[: batch * size].reshape(batch, size), z[batch * size :].reshape(batch, -1)
 
     def load(params, observation, public, key):
-        if not attack.noise_aware:
-            observation = observation._replace(noise_std=jnp.zeros_like(observation.noise_std))
         y = infer_labels(attack.labels, loss_fn, modelled, params, observation, public, classes)
         target = objectives.target(attack.objective, observation.observed, observation.noise_std, window)
         start_key, label_key = jax.random.split(key)

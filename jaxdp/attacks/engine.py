@@ -7,6 +7,7 @@ program, bit for bit, alone or among thousands.
 """
 
 import contextlib
+import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -64,6 +65,7 @@ class Reconstruction(NamedTuple):
 
 class _Programs(NamedTuple):
     load: Any
+    merge: Any
     advance: Any
     finish: Any
 
@@ -83,23 +85,22 @@ def _programs(
     lane: Inversion = inversion(loss_fn, leak, attack, input_shape, classes)
     axis = 0 if own_params else None
 
-    def load(params, observation, public, key, victim, restart, old, mask):
+    def load(params, observation, public, key, victim, restart):
         keys = jax.vmap(lambda v, r: jax.random.fold_in(jax.random.fold_in(key, v), r))(victim, restart)
         data, z = jax.vmap(lane.load, in_axes=(axis, 0, None, 0))(params, observation, public, keys)
-        new = (data, jax.vmap(lane.solver.init)(z), jnp.full(z.shape[0], jnp.inf, z.dtype))
-        return new if old is None else _where(mask, new, old)
+        return data, jax.vmap(lane.solver.init)(z), jnp.full(z.shape[0], jnp.inf, z.dtype)
 
     def tick_lane(params, data, public, state):
         return lane.solver.tick(lane.problem(params, data, public), state)
 
     tick = jax.vmap(tick_lane, in_axes=(axis, 0, None, 0))
 
-    def advance(params, data, public, state, first, idle):
+    def advance(params, data, public, state, first, idle, iterations, tolerance):
         def go(carry):
             count, state, first = carry
             new = tick(params, data, public, state)
             first = jnp.where(new.ticks == 1, new.value, first)
-            spent = (new.ticks >= attack.iterations) | (new.value < attack.tolerance * first)
+            spent = (new.ticks >= iterations) | (new.value < tolerance * first)
             new = new._replace(done=new.done | spent)
             return count + 1, _where(~state.done, new, state), first
 
@@ -111,7 +112,13 @@ def _programs(
         return jax.lax.while_loop(busy, go, (0, state, first))[1:]
 
     finish = jax.vmap(lane.decode, in_axes=(0, None, 0))
-    return _Programs(jax.jit(load), jax.jit(advance), jax.jit(finish))
+    return _Programs(jax.jit(load), jax.jit(_where), jax.jit(advance), jax.jit(finish))
+
+
+def _compiled_part(attack: Attack) -> Attack:
+    """The attack without what is an argument of its programs, so that these are shared."""
+    iterations = attack.iterations if "adam" in attack.solver else 1
+    return dataclasses.replace(attack, iterations=iterations, restarts=1, tolerance=0.0, noise_aware=True)
 
 
 def _where(mask, new, old):
@@ -238,13 +245,15 @@ def invert(
             f"public inputs of shape {public.mean.shape}: needs input_shape={tuple(input_shape)}"
         )
     leaked = observations(victims, leak, count)
+    if not attack.noise_aware:
+        leaked = leaked._replace(noise_std=np.zeros_like(leaked.noise_std))
     with _precision(attack.float64):
-        programs = _programs(loss_fn, leak, attack, tuple(input_shape), classes, own_params)
-        run = functools.partial(
-            _run, programs, _cast(jax.tree.map(np.asarray, victims.params), attack.float64),
-            _cast(leaked, attack.float64), _cast(jax.tree.map(np.asarray, public), attack.float64),
-        )  # fmt: skip
-        results = run(key, count, attack.restarts, lanes or default_lanes(), own_params, progress)
+        compiled = _compiled_part(attack)
+        programs = _programs(loss_fn, leak, compiled, tuple(input_shape), classes, own_params)
+        host = [jax.tree.map(np.asarray, tree) for tree in (victims.params, leaked, public)]
+        params, leaked, public = (_cast(tree, attack.float64) for tree in host)
+        queue = _Queue(count, attack.restarts, lanes or default_lanes())
+        results = _run(programs, params, leaked, public, key, queue, attack, own_params, progress)
     return _choose(results, count, attack.restarts)
 
 
@@ -258,57 +267,65 @@ def _choose(results, count, restarts):
     )
 
 
-class _Batch(NamedTuple):
-    """What is on the device: one row a lane."""
+class _Queue:
+    """Which job (victim, restart) runs in which lane."""
 
-    params: PyTree
-    data: Any
-    state: Any
-    first: Array  # objective at each lane's start
+    def __init__(self, count: int, restarts: int, lanes: int):
+        self.jobs = np.array([(victim, restart) for victim in range(count) for restart in range(restarts)])
+        self.running = np.full(lanes, -1)
+        self.results: list = [None] * len(self.jobs)
+        self._next = 0
+
+    def refill(self) -> np.ndarray:
+        """Gives the free lanes the next jobs; which lanes got one."""
+        free = np.flatnonzero(self.running < 0)[: len(self.jobs) - self._next]
+        self.running[free] = np.arange(self._next, self._next + free.size)
+        self._next += free.size
+        return np.isin(np.arange(self.running.size), free)
+
+    @property
+    def idle(self) -> np.ndarray:
+        return self.running < 0
+
+    def at(self) -> tuple[np.ndarray, np.ndarray]:
+        """Victim and restart of every lane, job 0 standing in where there is none."""
+        return tuple(self.jobs[np.maximum(self.running, 0)].T)
+
+    def finish(self, done: np.ndarray, columns) -> None:
+        """Takes the results of the lanes that are done, and frees them."""
+        for lane in np.flatnonzero(done):
+            self.results[self.running[lane]] = [column[lane] for column in columns]
+        self.running[done] = -1
 
 
-def _run(programs, params, observations, public, key, count, restarts, lanes, own_params, progress):
-    """Every job (victim, restart) through the lanes; arrays in the order of the jobs."""
+def _run(programs, params, observations, public, key, queue, attack, own_params, progress):
+    """Every job through the lanes; arrays in the order of the jobs."""
     from tqdm import tqdm
 
-    jobs = np.array([(victim, restart) for victim in range(count) for restart in range(restarts)])
-    results: list = [None] * len(jobs)
-    queue = iter(range(len(jobs)))
-    running = np.full(lanes, -1)
-    public = jax.device_put(public)
-    shared = None if own_params else jax.device_put(params)
-    batch = None
-    with tqdm(total=len(jobs), unit="attack", disable=not progress) as bar:
+    public, own, batch = jax.device_put(public), jax.device_put(None if own_params else params), None
+    with tqdm(total=len(queue.jobs), unit="attack", disable=not progress) as bar:
         while True:
-            fresh = np.flatnonzero(running < 0)
-            for lane in fresh:
-                running[lane] = next(queue, -1)
-            if (running < 0).all():
+            fresh = queue.refill()
+            if queue.idle.all():
                 break
-            if (running[fresh] >= 0).any():
-                victim, restart = jobs[np.maximum(running, 0)].T
-                batch = _Batch(
-                    rows(params, victim) if own_params else shared,
-                    *programs.load(
-                        rows(params, victim) if own_params else shared, rows(observations, victim), public,
-                        key, jnp.asarray(victim), jnp.asarray(restart),
-                        None if batch is None else batch[1:], jnp.asarray(np.isin(np.arange(lanes), fresh)),
-                    ),
-                )  # fmt: skip
-            idle = jnp.asarray(running < 0)
-            state, first = programs.advance(batch.params, batch.data, public, batch.state, batch.first, idle)
-            batch = batch._replace(state=state, first=first)
-            done = np.flatnonzero(np.asarray(state.done) & (running >= 0))
-            if done.size:
-                found = programs.finish(batch.data, public, state.z)
-                columns = [np.asarray(column) for column in (*found, state.value, state.ticks)]
-                for lane in done:
-                    results[running[lane]] = [column[lane] for column in columns]
-                running[done] = -1
-                bar.update(done.size)
-    return [np.stack(column) for column in zip(*results, strict=True)]
+            if fresh.any():
+                victim, restart = queue.at()
+                own = rows(params, victim) if own_params else own
+                new = programs.load(own, rows(observations, victim), public, key, victim, restart)
+                batch = new if batch is None else programs.merge(fresh, new, batch)
+            data, state, first = batch
+            state, first = programs.advance(
+                own, data, public, state, first, queue.idle, attack.iterations, attack.tolerance
+            )
+            batch = data, state, first
+            done = np.asarray(state.done) & ~queue.idle
+            if done.any():
+                found = programs.finish(data, public, state.z)
+                queue.finish(done, [np.asarray(c) for c in (*found, state.value, state.ticks)])
+                bar.update(int(done.sum()))
+    return [np.stack(column) for column in zip(*queue.results, strict=True)]
 
 
-def rows(tree, index):
+def rows(tree: PyTree, index: np.ndarray) -> PyTree:
     """The chosen rows of host arrays."""
     return jax.tree.map(lambda leaf: leaf[index], tree)

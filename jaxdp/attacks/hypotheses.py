@@ -43,7 +43,9 @@ def _gram_program(loss_fn, clip):
     return jax.jit(gram)
 
 
-def gram(loss_fn: Loss, clip: str, params: PyTree, x: Array, y: Array, bound: float) -> Float[Array, "k k"]:
+def gram(
+    loss_fn: Loss, clip: str, params: PyTree, x: Array | np.ndarray, y: Array | np.ndarray, bound: float
+) -> Float[Array, "k k"]:
     """Inner products of the candidates' clipped gradients at one step.
 
     Args:
@@ -156,11 +158,11 @@ def label_leakage(
     loss_fn: Loss,
     clip: str,
     trajectory: list[PyTree],
-    x: Array,
-    y: Array,
-    public_x: Array,
-    public_y: Array,
-    noise_std: Float[Array, " t"],
+    x: Array | np.ndarray,
+    y: Array | np.ndarray,
+    public_x: Array | np.ndarray,
+    public_y: Array | np.ndarray,
+    noise_std: Array | np.ndarray,
     key: Array,
     *,
     bound: float = 1.0,

@@ -107,13 +107,13 @@ def from_templates(
         return share @ gram @ share - 2 * share @ inner
 
     def add(counts, _):
-        candidates = counts + jnp.eye(classes)
+        candidates = counts[None] + jnp.eye(classes)
         scaled = candidates * (total / candidates.sum(1, keepdims=True))
         return candidates[jnp.argmin(jax.vmap(cost)(scaled))], None
 
     def swap(counts, _):
         moves = jnp.eye(classes)[None, :] - jnp.eye(classes)[:, None]
-        candidates = (counts + moves).reshape(-1, classes)
+        candidates = (counts[None, None] + moves).reshape(-1, classes)
         costs = jnp.where((candidates >= 0).all(1), jax.vmap(cost)(candidates), jnp.inf)
         return candidates[jnp.argmin(costs)], None
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 Loss = Callable[[PyTree, tuple[Array, Array]], Float[Array, ""]]
@@ -122,10 +123,10 @@ def forward(
     loss_fn: Loss,
     leak: Leak,
     params: PyTree,
-    x: Float[Array, "..."],
-    y: Array,
-    bound: Float[Array, ""] | float = 1.0,
-    learning_rate: Float[Array, ""] | float = 0.1,
+    x: Array | np.ndarray,
+    y: Array | np.ndarray,
+    bound: Array | float = 1.0,
+    learning_rate: Array | float = 0.1,
 ) -> PyTree:
     """What leaks before noise is added.
 

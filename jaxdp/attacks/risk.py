@@ -40,7 +40,7 @@ def information(
 
     jacobian = jax.jacfwd(observe)(x.ravel())
     return sum(
-        jnp.tensordot(leaf, leaf, (range(leaf.ndim - 1), range(leaf.ndim - 1)))
+        jnp.tensordot(leaf, leaf, ([*range(leaf.ndim - 1)], [*range(leaf.ndim - 1)]))
         for leaf in jax.tree.leaves(jacobian)
     )
 
@@ -63,4 +63,4 @@ def expected_mse(
     values, vectors = jnp.linalg.eigh(factor.T @ information @ factor)
     spread = jnp.square(factor @ vectors).sum(0)
     levels = jnp.asarray(noise_std)[:, None]
-    return (spread / (1 + jnp.maximum(values, 0) / jnp.square(levels))).sum(1) / factor.shape[0]
+    return (spread[None] / (1 + jnp.maximum(values, 0)[None] / jnp.square(levels))).sum(1) / factor.shape[0]
