@@ -189,7 +189,7 @@ def epsilon(
 def _running_minima(entry: Entry) -> tuple[np.ndarray, np.ndarray]:
     """For a shuffled entry: the smallest noise multiplier of the epoch so far, and where epochs begin."""
     sigmas = entry.sigmas()
-    epoch = np.arange(entry.start, entry.stop) // entry.sampling.steps_per_epoch
+    epoch = np.arange(entry.start, entry.stop) // (entry.sampling.steps_per_epoch or 1)
     begins = np.concatenate(([True], np.diff(epoch) > 0))
     pieces = np.split(sigmas, np.flatnonzero(begins)[1:])
     return np.concatenate([np.minimum.accumulate(piece) for piece in pieces]), begins
@@ -199,6 +199,7 @@ def _increments(entry: Entry, adjacency: str):
     """Rows of RDP that each step adds, in chunks."""
     rate, sigmas = _participation(entry, adjacency)
     shuffled = entry.sampling.kind == "shuffled"
+    begins = np.zeros(sigmas.size, bool)
     if shuffled:
         sigmas, begins = _running_minima(entry)
     distinct, index = np.unique(sigmas, return_inverse=True)
@@ -224,13 +225,13 @@ def epsilon_trajectory(
     """
     validate(delta, adjacency)
     _refuse_not_private(ledger, nominal)
-    total, spent = np.zeros(rdp.ORDERS.size), [np.empty(0)]
+    total, spent = np.zeros(rdp.ORDERS.size), []
     for entry in ledger.entries:
         for rows in _increments(entry, adjacency):
             cumulative = total + np.cumsum(rows, axis=0)
             total = cumulative[-1]
             spent.append(rdp.epsilon(cumulative, delta)[0])
-    return np.concatenate(spent)
+    return np.concatenate([np.empty(0), *spent])
 
 
 def steps_within(

@@ -245,6 +245,7 @@ def _solve(
         return math.log(min(max(spent(value), 1e-15), 1e15) / target)
 
     good = bad = None
+    good_error = bad_error = 0.0
     value, factor = min(max(guess, smallest), largest), 1.05
     while good is None or bad is None:
         e = error(value)

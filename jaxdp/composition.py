@@ -1,8 +1,8 @@
 """Other ways to add up the privacy of steps: the methods that published comparisons use, with what is wrong.
 
 All but zCDP, RDP and PLD start from an (epsilon, delta) of each step: the classical Gaussian bound
-sigma = sqrt(2 ln(1.25 / delta)) / epsilon, amplified by sampling to ln(1 + q (e^epsilon - 1)) and q delta.  The
-total delta is split: half to the steps, half to the composition where its theorem has a term of its own.
+sigma = sqrt(2 ln(1.25 / delta)) / epsilon, amplified by sampling to ln(1 + q (e^epsilon - 1)) and q delta.
+The total delta is split: half to the steps, half to the composition where its theorem has a term of its own.
 
 Sources: Dwork & Roth, "The Algorithmic Foundations of Differential Privacy", Theorems 3.16 and A.1; Kairouz,
 Oh & Viswanath, "The Composition Theorem for Differential Privacy" (arXiv 1311.0776); Murtagh & Vadhan (arXiv

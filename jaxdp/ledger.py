@@ -244,14 +244,12 @@ def from_json(text: str | None) -> Ledger:
 
 
 def _entry(record: dict) -> Entry:
-    return Entry(
-        **{
-            **record,
-            "noise_multipliers": tuple((sigma, steps) for sigma, steps in record["noise_multipliers"]),
-            "sampling": Sampling(**record["sampling"]),
-            "reasons": tuple(record["reasons"]),
-        }
-    )
+    changed: dict = {
+        "noise_multipliers": tuple((sigma, steps) for sigma, steps in record["noise_multipliers"]),
+        "sampling": Sampling(**record["sampling"]),
+        "reasons": tuple(record["reasons"]),
+    }
+    return Entry(**(record | changed))
 
 
 def to_event(ledger: Ledger):

@@ -131,7 +131,7 @@ def answer(config: Config) -> dict:
     found = [
         accounting.epsilon(ledger, accountant=a, nominal=config.nominal, **settings) for a in accountants
     ]
-    result = {
+    result: dict = {
         "schedule": config.schedule,
         "steps": plan.steps,
         "sampling_rate": plan.sampling.rate,
