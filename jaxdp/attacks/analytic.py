@@ -52,7 +52,7 @@ def noisy_input(
     noise_std: Float[Array, ""] | float,
     prior: Gaussian,
     label: Array | int = 0,
-    iterations: int = 20,
+    iterations: int = 200,
 ) -> Float[Array, " n"]:
     """The input's posterior mean, by variational Bayes over the two factors in turn.
 
