@@ -1,6 +1,7 @@
 """The gradient leakage attacks: a small dense network keeps every program small."""
 
 import dataclasses
+import functools
 import itertools
 
 import jax

@@ -61,7 +61,9 @@ def knowledge(leak: Leak, attack: Attack, *, noise_std: Any = 0.0, bound: Any = 
     )
 
 
-def judge(reconstruction: Reconstruction, x: np.ndarray, y: np.ndarray, mean: np.ndarray) -> dict[str, Any]:
+def judge(
+    reconstruction: Reconstruction, x: np.ndarray, y: np.ndarray, mean: Array | np.ndarray
+) -> dict[str, Any]:
     """The metrics of a reconstruction against the truth, images of a batch in their best order.
 
     Args:
