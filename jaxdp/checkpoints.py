@@ -1,9 +1,9 @@
 """Checkpoints: the whole state of a run, with the privacy spent, or nothing.
 
-A checkpoint is written by orbax into a temporary folder and renamed when complete, so a process killed at any
-moment leaves the one before.  It holds the state's arrays and a JSON document (configuration, ledger); a
-digest over both is verified on the way back: a checkpoint that was altered is refused, since its epsilon
-could not be trusted.
+A checkpoint is written by orbax into a temporary folder and renamed when complete; then a manifest with the
+SHA-256 of each of its files is put beside them.  Without its manifest a checkpoint does not count, so a
+process killed at any moment leaves the one before.  Files that do not match the manifest are refused: neither
+the state nor the privacy spent could be trusted.
 
 It also holds the keys of sampling and noise, which are as secret as the data: the folder is readable by its
 owner only.
@@ -19,7 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from jaxdp import results
+
 KEPT = 2  # the newest, and one before it
+MANIFEST = "MANIFEST.json"
 
 
 class Checkpoint(NamedTuple):
@@ -41,12 +44,10 @@ def _storable(state: PyTree) -> dict[str, np.ndarray]:
     return {f"{place:05d}": np.asarray(leaf) for place, leaf in enumerate(plain)}
 
 
-def _digest(arrays: dict[str, np.ndarray], document: dict[str, Any]) -> str:
-    digest = hashlib.sha256(json.dumps(document, sort_keys=True).encode())
-    for name in sorted(arrays):
-        array = arrays[name]
-        digest.update(f"{name} {array.dtype} {array.shape}".encode() + array.tobytes())
-    return digest.hexdigest()
+def _digests(folder: pathlib.Path) -> dict[str, str]:
+    """The SHA-256 of every file of a checkpoint, by its path in it."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
 def _manager(folder: pathlib.Path):
@@ -70,6 +71,7 @@ class Writer:
         folder = pathlib.Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o700)
+        self._folder = folder
         self._manager, self._args = _manager(folder)
 
     def save(self, step: int, state: PyTree, document: dict[str, Any]) -> None:
@@ -81,13 +83,15 @@ class Writer:
           document: what JSON can hold.
         """
         arrays = _storable(state)
-        document = {**document, "sha256": _digest(arrays, document)}
         self._manager.save(
             step,
             args=self._args.Composite(
                 state=self._args.StandardSave(arrays), document=self._args.JsonSave(document)
             ),
         )
+        self._manager.wait_until_finished()
+        checkpoint = self._folder / str(step)
+        results.write_text(checkpoint / MANIFEST, json.dumps(_digests(checkpoint), indent=1))
 
     def close(self) -> None:
         self._manager.close()
@@ -98,7 +102,8 @@ def latest_step(folder: str | pathlib.Path) -> int | None:
     folder = pathlib.Path(folder)
     if not folder.is_dir():
         return None
-    return max((int(p.name) for p in folder.iterdir() if p.is_dir() and p.name.isdigit()), default=None)
+    steps = (int(p.parent.name) for p in folder.glob(f"*/{MANIFEST}") if p.parent.name.isdigit())
+    return max(steps, default=None)
 
 
 def restore(folder: str | pathlib.Path, like: PyTree | None = None) -> Checkpoint:
@@ -115,24 +120,32 @@ def restore(folder: str | pathlib.Path, like: PyTree | None = None) -> Checkpoin
     step = latest_step(folder)
     if step is None:
         raise FileNotFoundError(f"checkpoint={str(folder)!r}: holds no complete checkpoint")
-    where = f"checkpoint={str(pathlib.Path(folder) / str(step))!r}"
+    checkpoint = pathlib.Path(folder) / str(step)
+    where = f"checkpoint={str(checkpoint)!r}"
+    _verify(checkpoint, where)
     manager, args = _manager(pathlib.Path(folder))
     try:
         found = manager.restore(
             step, args=args.Composite(state=args.StandardRestore(), document=args.JsonRestore())
         )
-        arrays = {name: np.asarray(array) for name, array in found.state.items()}
-        document = dict(found.document)
-        digest = document.pop("sha256")
-    except Exception as error:  # orbax and tensorstore raise many types for a damaged file
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise ValueError(f"{where}: damaged, cannot be read ({reason})") from error
+    except Exception as error:  # orbax raises many types
+        raise ValueError(f"{where}: cannot be read ({type(error).__name__})") from error
     finally:
         manager.close()
-    if digest != _digest(arrays, document):
-        raise ValueError(f"{where}: its contents do not match their digest; not resumed")
-    leaves = [arrays[name] for name in sorted(arrays)]
-    return Checkpoint(step, leaves if like is None else _restored(leaves, like, where), document)
+    leaves = [np.asarray(found.state[name]) for name in sorted(found.state)]
+    return Checkpoint(step, leaves if like is None else _restored(leaves, like, where), dict(found.document))
+
+
+def _verify(checkpoint: pathlib.Path, where: str) -> None:
+    """Refuses a checkpoint whose files are not those that were written."""
+    try:
+        expected = json.loads((checkpoint / MANIFEST).read_text())
+        found = _digests(checkpoint)
+        changed = sorted(name for name in {*expected, *found} if expected.get(name) != found.get(name))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{where}: its {MANIFEST} is damaged; not resumed") from error
+    if changed:
+        raise ValueError(f"{where}: {changed[0]} is missing, damaged or altered; not resumed")
 
 
 def _restored(leaves: list[np.ndarray], like: PyTree, where: str) -> PyTree:

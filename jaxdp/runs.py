@@ -204,7 +204,7 @@ def _new_curves(config: TrainConfig) -> dict[str, list[float]]:
 
 def _resume(run: Run, folder: pathlib.Path) -> tuple[TrainState, Ledger, dict[str, list[float]]]:
     """State, privacy spent and curves of the newest checkpoint, checked against the run that goes on."""
-    saved = checkpoints.restore(folder, like=run.init())
+    saved = checkpoints.restore(folder, like=run.init(run.config))
     before, now = saved.document["config"], training.document(run.config)
     for name in sorted(set(now) - _MECHANISM - _WATCHING):
         if before.get(name) != now[name]:
@@ -243,6 +243,7 @@ def train(
     config: TrainConfig,
     *,
     dataset: Dataset | None = None,
+    run: Run | None = None,
     folder: str | pathlib.Path | None = None,
     resume: bool = False,
     observer: Observer | None = None,
@@ -253,6 +254,7 @@ def train(
     Args:
       config: what to do.
       dataset: the data; None loads `config.data`.
+      run: an earlier run of this configuration with other seeds, so that nothing is compiled again.
       folder: where checkpoints go, after every `evaluate_every` steps; None for none.
       resume: go on from the newest checkpoint in `folder`; from the start where there is none.
       observer: called with (step, params) at the start and at every evaluation.
@@ -263,10 +265,14 @@ def train(
         Poisson batch that outgrew its places.
       OSError: a folder that cannot be written.
     """
-    dataset = data.load(config.data, size=config.image_size) if dataset is None else dataset
-    config = resolved(config, dataset)
-    run = training.build(config, dataset=dataset)
-    state, spent, curves = run.init(), Ledger(), _new_curves(config)
+    if run is None:
+        dataset = data.load(config.data, size=config.image_size) if dataset is None else dataset
+        config = resolved(config, dataset)
+        run = training.build(config, dataset=dataset)
+    else:
+        run = run.with_seeds(config.seed, config.noise_seed)
+        config = run.config
+    state, spent, curves = run.init(config), Ledger(), _new_curves(config)
     folder = None if folder is None else pathlib.Path(folder)
     if folder is not None and checkpoints.latest_step(folder) is not None:
         if not resume:
@@ -325,7 +331,7 @@ def _advance(
 
     config, train_arrays = run.config, run.train_arrays()
     began = time.perf_counter()
-    epoch = run.epoch.lower(state, train_arrays, np.int32(0)).compile()
+    jax.block_until_ready(run.epoch(state, train_arrays, np.int32(0)))  # compiles, and takes no step
     run.evaluate(state.params).block_until_ready()
     compile_seconds = time.perf_counter() - began
     waiting = _Progress(curves, config.diagnostics)
@@ -335,7 +341,7 @@ def _advance(
     bar = tqdm(total=stop, initial=first, unit="step", disable=not progress)
     began = time.perf_counter()
     for pause in _epochs(first, stop, config.evaluate_every):
-        state, diagnostics = epoch(state, train_arrays, np.int32(pause))
+        state, diagnostics = run.epoch(state, train_arrays, np.int32(pause))
         waiting.add(pause, run.evaluate(state.params), diagnostics, state.overflow)
         if observer is not None:
             observer(pause, state.params)
@@ -363,7 +369,11 @@ def from_checkpoint(folder: str | pathlib.Path) -> tuple[Run, TrainState, Ledger
     """The run, state and privacy spent of the newest checkpoint in a folder."""
     document = checkpoints.restore(folder).document
     run = training.build(TrainConfig(**document["config"]))
-    return run, checkpoints.restore(folder, like=run.init()).state, ledger.from_json(document["ledger"])
+    return (
+        run,
+        checkpoints.restore(folder, like=run.init(run.config)).state,
+        ledger.from_json(document["ledger"]),
+    )
 
 
 def epsilon_curve(spent: Ledger, config: TrainConfig, steps: list[int]) -> list[float | None]:

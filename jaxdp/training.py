@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from jaxdp import clipping, data, models, sampling, schedules
+from jaxdp import clipping, convolution, data, models, sampling, schedules
 from jaxdp.data import Dataset
 from jaxdp.privatize import PrivatizeState, clipped_gradients, entropy_key, privatize
 from jaxdp.sampling import Sampler
@@ -158,7 +158,7 @@ class Run:
       sampler: draws the batches.
       clipper: bounds the gradients; None without privacy.
       noise_multiplier: the schedule sigma(t); None without privacy.
-      init: `() -> TrainState`, with fresh keys.
+      init: `config -> TrainState`: initial weights from its seed, keys from its noise seed.
       step: `(state, (x, y)) -> (state, Diagnostics)`.
       epoch: `(state, (x, y), stop) -> (state, Diagnostics)`: compiled; steps until `state.step == stop`.
       evaluate: `params -> accuracy` on the test split, compiled.
@@ -171,11 +171,17 @@ class Run:
     sampler: Sampler
     clipper: clipping.Clipper | None
     noise_multiplier: Schedule | None
-    init: Callable[[], TrainState]
+    init: Callable[[TrainConfig], TrainState]
     step: Callable[..., tuple[TrainState, Diagnostics]]
     epoch: Callable[..., tuple[TrainState, Diagnostics]]
     evaluate: Callable[[PyTree], Float[Array, ""]]
     traces: list[int]
+
+    def with_seeds(self, seed: int, noise_seed: int | None) -> "Run":
+        """The same run from other weights, batches and noise, with nothing compiled again."""
+        return dataclasses.replace(
+            self, config=dataclasses.replace(self.config, seed=seed, noise_seed=noise_seed)
+        )
 
     def train_arrays(self) -> tuple[Array, Array]:
         """The training split on the device, as stored: `(x, y)`."""
@@ -190,6 +196,18 @@ def noise_schedule(config: TrainConfig) -> Schedule | None:
     given = {name: value for name, value in given.items() if value is not None}
     schedule = schedules.create(config.schedule, config.steps, **given)
     return schedule if config.scale == 1 else schedules.scaled(schedule, config.scale)
+
+
+def make_model(config: TrainConfig, dataset: Dataset) -> models.Model:
+    """The network as configured, for examples like the data set's."""
+    return models.create(
+        config.model,
+        jax.random.key(config.seed),
+        input_shape=dataset.input_shape,
+        classes=len(dataset.classes),
+        activation=config.activation,
+        initialization=config.initialization,
+    )
 
 
 def make_clipper(config: TrainConfig, params: PyTree) -> clipping.Clipper:
@@ -207,12 +225,10 @@ def _keys(config: TrainConfig) -> tuple[Array, Array]:
     return sample_key, noise_key
 
 
-def _private_step(run_parts, sampler, clipper, noise_multiplier, noise_key):
+def _private_step(run_parts, sampler, clipper, noise_multiplier):
     """The optimizer and the gradient function of DP-SGD."""
     loss_fn, optimizer, microbatch_size = run_parts
-    chain = optax.chain(
-        privatize(clipper, noise_multiplier, sampler.expected_batch_size, key=noise_key), optimizer
-    )
+    chain = optax.chain(privatize(clipper, noise_multiplier, sampler.expected_batch_size), optimizer)
     gradient = clipped_gradients(loss_fn, clipper, microbatch_size=microbatch_size)
 
     def gradients_of(params, opt_state, batch, mask):
@@ -231,6 +247,8 @@ def _private_step(run_parts, sampler, clipper, noise_multiplier, noise_key):
 def _ordinary_step(run_parts):
     """The same for ordinary SGD: the mean gradient over the batch at hand."""
     loss_fn, optimizer, _ = run_parts
+    if convolution.uses_patches("auto"):
+        loss_fn = convolution.with_patches(loss_fn)
 
     def mean_loss(params, batch, mask):
         losses = jax.vmap(loss_fn, in_axes=(None, 0))(params, batch)
@@ -262,18 +280,10 @@ def build(config: TrainConfig, *, dataset: Dataset | None = None) -> Run:
     dataset = data.load(config.data, size=config.image_size) if dataset is None else dataset
     if config.optimizer not in OPTIMIZERS:
         raise ValueError(f"optimizer={config.optimizer!r}: choose from {', '.join(OPTIMIZERS)}")
-    model = models.create(
-        config.model,
-        jax.random.key(config.seed),
-        input_shape=dataset.input_shape,
-        classes=len(dataset.classes),
-        activation=config.activation,
-        initialization=config.initialization,
-    )
+    model = make_model(config, dataset)
     sampler = sampling.create(config.sampling, dataset.train_size, config.sampling_rate, config.steps)
     sigma = noise_schedule(config)
     clipper = None if sigma is None else make_clipper(config, model.params)
-    sample_key, noise_key = _keys(config)
     parts = (
         models.cross_entropy(model),
         OPTIMIZERS[config.optimizer](config.learning_rate),
@@ -282,7 +292,7 @@ def build(config: TrainConfig, *, dataset: Dataset | None = None) -> Run:
     if sigma is None:
         chain, gradients_of, diagnostics = _ordinary_step(parts)
     else:
-        chain, gradients_of, diagnostics = _private_step(parts, sampler, clipper, sigma, noise_key)
+        chain, gradients_of, diagnostics = _private_step(parts, sampler, clipper, sigma)
     traces: list[int] = []
 
     def step(state: TrainState, train: tuple[Array, Array]) -> tuple[TrainState, Diagnostics]:
@@ -306,11 +316,16 @@ def build(config: TrainConfig, *, dataset: Dataset | None = None) -> Run:
             lambda carry: carry[0].step < stop, lambda carry: step(carry[0], train), (state, nothing)
         )
 
-    def init() -> TrainState:
+    def init(config: TrainConfig) -> TrainState:
+        params = make_model(config, dataset).params
+        sample_key, noise_key = _keys(config)
+        opt_state = chain.init(params)
+        if sigma is not None:
+            opt_state = (opt_state[0]._replace(key=noise_key), *opt_state[1:])
         return TrainState(
             step=jnp.zeros((), jnp.int32),
-            params=model.params,
-            opt_state=chain.init(model.params),
+            params=params,
+            opt_state=opt_state,
             sample_key=sample_key,
             overflow=jnp.zeros((), bool),
         )
