@@ -79,7 +79,7 @@ def ssim(x: Array | np.ndarray, truth: Array | np.ndarray) -> Array:
     window = min(11, (min(x.shape[-3:-1]) - 1) // 2 * 2 + 1)
     one = x.shape[-3:]
     flat = [jnp.asarray(a, jnp.float32).reshape(-1, *one) for a in (x, truth)]
-    return dm_pix.ssim(*flat, filter_size=window).reshape(x.shape[:-3])
+    return jnp.asarray(dm_pix.ssim(*flat, filter_size=window)).reshape(x.shape[:-3])
 
 
 def success(

@@ -50,7 +50,7 @@ def adam(iterations: int, learning_rate: float = 0.03, signed: bool = False) -> 
         return AdamState(
             z=jnp.where(better, state.current, state.z),
             value=value,
-            current=problem.project(state.current + updates.astype(state.current.dtype)),
+            current=problem.project(state.current + jnp.asarray(updates, state.current.dtype)),
             moments=moments,
             ticks=state.ticks + 1,
             done=state.done,

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from jaxdp.attacks import labels as label_rules
@@ -115,10 +116,10 @@ class Observation(NamedTuple):
     """
 
     observed: PyTree
-    noise_std: Float[Array, " t"]
-    bound: Float[Array, ""]
-    learning_rate: Float[Array, ""]
-    labels: Int[Array, " b"]
+    noise_std: Array | np.ndarray
+    bound: Array | np.ndarray
+    learning_rate: Array | np.ndarray
+    labels: Array | np.ndarray
 
 
 class Lane(NamedTuple):
@@ -206,7 +207,7 @@ def infer_labels(
       ValueError: the model has no head of the shape the rule reads, or the rule is for one example only.
     """
     if rule == "known":
-        return observation.labels
+        return jnp.asarray(observation.labels)
     if rule == "joint":
         return jnp.zeros(leak.batch_size, jnp.int32)
     total = leak.batch_size

@@ -302,7 +302,8 @@ def _run(programs, params, observations, public, key, queue, attack, own_params,
     """Every job through the lanes; arrays in the order of the jobs."""
     from tqdm import tqdm
 
-    public, own, batch = jax.device_put(public), jax.device_put(None if own_params else params), None
+    public, own = jax.device_put(public), jax.device_put(None if own_params else params)
+    batch: Any = None
     with tqdm(total=len(queue.jobs), unit="attack", disable=not progress) as bar:
         while True:
             fresh = queue.refill()

@@ -29,7 +29,7 @@ _TINY = 1e-30
 
 def square_norm(tree: PyTree) -> Array:
     """The squared L2 norm of all leaves together."""
-    return sum(jnp.vdot(leaf, leaf) for leaf in jax.tree.leaves(tree))
+    return jnp.asarray(sum(jnp.vdot(leaf, leaf) for leaf in jax.tree.leaves(tree)))
 
 
 def norm(tree: PyTree) -> Array:

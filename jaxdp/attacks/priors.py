@@ -61,7 +61,7 @@ def gaussian(
     covariance = centred.T @ centred / len(flat) + floor**2 * np.eye(flat.shape[1])
     values, vectors = np.linalg.eigh(covariance)
     factor = (vectors * np.sqrt(np.maximum(values, floor**2))) @ vectors.T
-    return Gaussian(mean.astype(np.float32), factor.astype(np.float32))
+    return Gaussian(jnp.asarray(mean, jnp.float32), jnp.asarray(factor, jnp.float32))
 
 
 def decode(prior: Gaussian | None, z: Float[Array, "..."], y: Array) -> Float[Array, "..."]:

@@ -39,10 +39,11 @@ def information(
         return leaks.forward(loss_fn, leak, params, flat.reshape(1, *x.shape), y[None], bound)
 
     jacobian = jax.jacfwd(observe)(x.ravel())
-    return sum(
+    squares = [
         jnp.tensordot(leaf, leaf, ([*range(leaf.ndim - 1)], [*range(leaf.ndim - 1)]))
         for leaf in jax.tree.leaves(jacobian)
-    )
+    ]
+    return jnp.asarray(sum(squares))
 
 
 def expected_mse(

@@ -23,8 +23,8 @@ class Problem(NamedTuple):
 
     objective: Callable[[Array], Array]
     residual: Callable[[Array], PyTree] | None = None
-    lower: float = -jnp.inf
-    upper: float = jnp.inf
+    lower: Array | float = -jnp.inf
+    upper: Array | float = jnp.inf
 
     def project(self, z: Array) -> Array:
         """The nearest point of the box."""

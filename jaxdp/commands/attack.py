@@ -54,16 +54,18 @@ class Config:
     progress: bool = True
     """Show progress bars."""
 
-    def __post_init__(self):
-        for name in ("size", "victims", "batch_size", "iterations", "restarts"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: must be >= 1")
-        if self.public < 2:
-            raise ValueError(f"public={self.public}: must be >= 2")
-        if not (np.isfinite(self.l2_norm_clip) and self.l2_norm_clip > 0):
-            raise ValueError(f"l2_norm_clip={self.l2_norm_clip}: must be finite and > 0")
-        if not self.sigmas or not all(np.isfinite(s) and s >= 0 for s in self.sigmas):
-            raise ValueError(f"sigmas={self.sigmas}: needs at least one finite value >= 0")
+
+def _check(config: Config) -> None:
+    """Refuses settings that make no sense."""
+    for name in ("size", "victims", "batch_size", "iterations", "restarts"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name}={getattr(config, name)}: must be >= 1")
+    if config.public < 2:
+        raise ValueError(f"public={config.public}: must be >= 2")
+    if not (np.isfinite(config.l2_norm_clip) and config.l2_norm_clip > 0):
+        raise ValueError(f"l2_norm_clip={config.l2_norm_clip}: must be finite and > 0")
+    if not config.sigmas or not all(np.isfinite(s) and s >= 0 for s in config.sigmas):
+        raise ValueError(f"sigmas={config.sigmas}: needs at least one finite value >= 0")
 
 
 def leak_points(config: Config) -> list[tuple[str, Leak, float, str]]:
@@ -172,7 +174,7 @@ def figure(rows: list[dict], images: list[np.ndarray], originals: np.ndarray, sh
     chosen = [i for i, row in enumerate(rows) if row["leak"] == "raw" or row["attack"] == "posterior"]
     shown = min(shown, len(originals))
     canvas = Figure(figsize=(11, 0.62 * (len(chosen) + 1) + 0.6), layout="constrained")
-    left, right = canvas.subfigures(1, 2, width_ratios=(1.35, 1))
+    left, right = np.asarray(canvas.subfigures(1, 2, width_ratios=(1.35, 1))).ravel()
     axes = left.subplots(len(chosen) + 1, shown, squeeze=False)
     strips = [("original", originals)] + [
         (f"{rows[i]['leak']}, sigma {rows[i]['sigma']:g}", images[i]) for i in chosen
@@ -227,6 +229,7 @@ def run(config: Config) -> None:
     """Attacks, prints the table, writes attack.json and attack.png."""
     from jaxdp import data
 
+    _check(config)
     dataset = data.load(config.data, size=config.size) if config.size else data.load(config.data)
     model = models.create(
         config.model, jax.random.key(config.seed), input_shape=tuple(dataset.test_x.shape[1:]),
