@@ -153,7 +153,9 @@ def training(victims: int = 32) -> list[dict]:
     params, state = net.params, optimizer.init(net.params)
     for step in range(0, 1001, 20):
         if step in (0, 40, 60, 200, 1000):
-            accuracy = float((net.apply(params, jnp.asarray(dataset.test_x)).argmax(-1) == dataset.test_y).mean())
+            accuracy = float(
+                (net.apply(params, jnp.asarray(dataset.test_x)).argmax(-1) == dataset.test_y).mean()
+            )
             for name, attack in (("plain", PLAIN), ("cosine", COSINE), ("cosine, prior", COSINE_PRIOR)):
                 title = f"step {step}, accuracy {accuracy:.3f}: {name}"
                 row = _row(title, loss_fn, Leak(), attack, params, x, y, public)

@@ -15,7 +15,6 @@ COMMANDS = {
     "train": "train a model with fixed, dynamic or no privacy parameters",
     "account": "the privacy that a schedule spends, before any training",
     "attack": "reconstruct training examples from leaked gradients",
-    "audit": "measure a lower bound on epsilon and hold it against the claim",
     "compare": "train, account for and attack every variant at the same epsilon; write the report",
     "report": "write the report page from records",
     "data": "list, prepare and describe data sets",

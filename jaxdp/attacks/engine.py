@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from jaxdp import convolution
 from jaxdp.attacks import priors
 from jaxdp.attacks.attack import Attack, Inversion, Observation, Public, inversion
+from jaxdp.attacks.jobs import Queue
 from jaxdp.attacks.leaks import Leak, Loss
 
 _SEGMENT = 25  # ticks between two looks at which lanes are done
@@ -252,7 +253,7 @@ def invert(
         programs = _programs(loss_fn, leak, compiled, tuple(input_shape), classes, own_params)
         host = [jax.tree.map(np.asarray, tree) for tree in (victims.params, leaked, public)]
         params, leaked, public = (_cast(tree, attack.float64) for tree in host)
-        queue = _Queue(count, attack.restarts, lanes or default_lanes())
+        queue = Queue(count, attack.restarts, lanes or default_lanes())
         results = _run(programs, params, leaked, public, key, queue, attack, own_params, progress)
     return _choose(results, count, attack.restarts)
 
@@ -265,37 +266,6 @@ def _choose(results, count, restarts):
     return Reconstruction(
         x[rows, best], labels[rows, best], objective[rows, best], iterations[rows, best], best
     )
-
-
-class _Queue:
-    """Which job (victim, restart) runs in which lane."""
-
-    def __init__(self, count: int, restarts: int, lanes: int):
-        self.jobs = np.array([(victim, restart) for victim in range(count) for restart in range(restarts)])
-        self.running = np.full(lanes, -1)
-        self.results: list = [None] * len(self.jobs)
-        self._next = 0
-
-    def refill(self) -> np.ndarray:
-        """Gives the free lanes the next jobs; which lanes got one."""
-        free = np.flatnonzero(self.running < 0)[: len(self.jobs) - self._next]
-        self.running[free] = np.arange(self._next, self._next + free.size)
-        self._next += free.size
-        return np.isin(np.arange(self.running.size), free)
-
-    @property
-    def idle(self) -> np.ndarray:
-        return self.running < 0
-
-    def at(self) -> tuple[np.ndarray, np.ndarray]:
-        """Victim and restart of every lane, job 0 standing in where there is none."""
-        return tuple(self.jobs[np.maximum(self.running, 0)].T)
-
-    def finish(self, done: np.ndarray, columns) -> None:
-        """Takes the results of the lanes that are done, and frees them."""
-        for lane in np.flatnonzero(done):
-            self.results[self.running[lane]] = [column[lane] for column in columns]
-        self.running[done] = -1
 
 
 def _run(programs, params, observations, public, key, queue, attack, own_params, progress):

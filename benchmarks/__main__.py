@@ -1,0 +1,21 @@
+"""`python -m benchmarks [NAME [options]]`: runs all benchmarks, or one."""
+
+import importlib
+import sys
+
+NAMES = ("step", "accounting", "attacks")
+
+
+def main(arguments: list[str]) -> int:
+    """Runs the named benchmark, or all."""
+    if arguments and arguments[0] not in NAMES:
+        print(f"benchmarks: name={arguments[0]!r}: unknown; choose from {', '.join(NAMES)}", file=sys.stderr)
+        return 2
+    for name in arguments[:1] or NAMES:
+        sys.argv = [f"benchmarks {name}", *arguments[1:]]
+        importlib.import_module(f"benchmarks.{name}").main()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
