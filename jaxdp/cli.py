@@ -3,7 +3,10 @@
 A command is a module of `jaxdp.commands`, imported only when called, so that each starts fast.
 """
 
+import contextlib
 import importlib
+import io
+import re
 import sys
 from collections.abc import Sequence
 
@@ -26,6 +29,18 @@ def _usage() -> str:
     return f"usage: jaxdp COMMAND [options]\n\n{rows}\n\njaxdp COMMAND --help lists a command's options."
 
 
+def _parsed(command, name: str, arguments: list[str]):
+    """The command's configuration; what the parser prints of an error becomes one line of a ValueError."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(command.Config, prog=f"jaxdp {name}", description=command.__doc__, args=arguments)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise ValueError(re.sub("[^ -~]+|-{3,}", " ", said.getvalue())) from None
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns 0, or 2 after one line on stderr where the input was refused."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -41,8 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     command = importlib.import_module(f"jaxdp.commands.{name}")
     try:
-        config = tyro.cli(command.Config, prog=f"jaxdp {name}", description=command.__doc__, args=rest)
-        command.run(config)
+        command.run(_parsed(command, name, rest))
     except (ValueError, OSError) as error:
         print(f"jaxdp {name}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

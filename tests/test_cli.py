@@ -1,0 +1,43 @@
+"""The command line: bad input gives exit code 2 and one line, and leaves nothing behind."""
+
+import pytest
+
+from jaxdp import cli
+
+
+@pytest.mark.parametrize(
+    "arguments, text",
+    [
+        (["train", "--noise-multiplier", "-1"], "value=-1.0"),
+        (["train", "--l2-norm-clip", "0"], "l2_norm_clip=0.0"),
+        (["train", "--delta", "0"], "delta=0.0"),
+        (["train", "--sampling-rate", "1.5"], "sampling_rate=1.5"),
+        (["train", "--schedule", "cyclic"], "cyclic"),
+        (["train", "--data", "nope"], "data='nope'"),
+        (["train", "--output", "/proc/nowhere"], "/proc/nowhere"),
+        (["train", "--resume"], "resume=True"),
+        (["account", "--delta", "0", "--sampling-rate", "0.01"], "delta=0.0"),
+        (["compare", "--seeds", "0"], "seeds=0"),
+        (["report", "--records", "/nowhere"], "/nowhere"),
+        (["dance"], "command='dance'"),
+    ],
+)
+def test_refusals_are_one_line_and_leave_nothing(arguments, text, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert text in err and err.count("\n") == 1 and not out
+    assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+
+
+def test_usage_lists_every_command(capsys):
+    assert cli.main([]) == 0
+    usage = capsys.readouterr().out
+    assert all(name in usage for name in cli.COMMANDS)
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_command_has_help(name, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([name, "--help"])
+    assert stop.value.code in (0, None) and "usage" in capsys.readouterr().out
