@@ -8,7 +8,7 @@ compare: .venv/installed
 	$(BIN)/jaxdp compare
 
 test: .venv/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 check: .venv/installed
 	$(BIN)/ruff format --check .
