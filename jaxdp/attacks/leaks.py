@@ -149,16 +149,3 @@ def forward(
         return _batch_gradient(loss_fn, leak, params, x, y, bound)
 
     return observe(params) if leak.window == 1 else jax.vmap(observe)(params)
-
-
-def add_noise(key: Array, gradient: PyTree, noise_std: Float[Array, "..."] | float) -> PyTree:
-    """Adds N(0, noise_std^2) to every coordinate; with `noise_std` [T], row t gets its own."""
-    noise_std = jnp.asarray(noise_std)
-    leaves, tree = jax.tree.flatten(gradient)
-    keys = jax.random.split(key, len(leaves))
-
-    def noised(key, leaf):
-        std = noise_std.reshape(noise_std.shape + (1,) * (leaf.ndim - noise_std.ndim)).astype(leaf.dtype)
-        return leaf + std * jax.random.normal(key, leaf.shape, leaf.dtype)
-
-    return jax.tree.unflatten(tree, [noised(k, leaf) for k, leaf in zip(keys, leaves, strict=True)])

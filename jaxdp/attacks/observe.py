@@ -12,6 +12,7 @@ from jaxdp import convolution
 from jaxdp.attacks import leaks
 from jaxdp.attacks.engine import Victims
 from jaxdp.attacks.leaks import Leak, Loss
+from jaxdp.privatize import noise_like
 
 
 @functools.lru_cache(maxsize=128)
@@ -19,11 +20,29 @@ def _program(loss_fn: Loss, leak: Leak, own_params: bool):
     if convolution.uses_patches("auto"):
         loss_fn = convolution.with_patches(loss_fn)
 
-    def one(params, x, y, key, noise_std, bound, learning_rate):
-        clean = leaks.forward(loss_fn, leak, params, x, y, bound, learning_rate)
-        return leaks.add_noise(key, clean, noise_std)
+    def clean(params, x, y, bound, learning_rate):
+        return leaks.forward(loss_fn, leak, params, x, y, bound, learning_rate)
 
-    return jax.jit(jax.vmap(one, in_axes=(0 if own_params else None, 0, 0, 0, 0, 0, 0)))
+    leaked = jax.vmap(clean, in_axes=(0 if own_params else None, 0, 0, 0, 0))
+
+    def observed(params, x, y, keys, noise_std, bound, learning_rate):
+        return _noised(keys, leaked(params, x, y, bound, learning_rate), noise_std)
+
+    return jax.jit(observed)
+
+
+def _noised(keys: Array, gradients: PyTree, noise_std: Array) -> PyTree:
+    """N(0, noise_std^2) on every coordinate of every victim's gradient.
+
+    One victim after the other: a vmapped draw takes XLA minutes to compile.
+    """
+
+    def one(victim):
+        key, gradient, std = victim
+        scaled = lambda leaf, z: leaf + std.reshape(std.shape + (1,) * (leaf.ndim - std.ndim)) * z  # noqa: E731
+        return jax.tree.map(scaled, gradient, noise_like(key, gradient))
+
+    return jax.lax.map(one, (keys, gradients, noise_std))
 
 
 def observe(
