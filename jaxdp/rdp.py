@@ -19,9 +19,9 @@ import numpy as np
 from jaxtyping import Float
 from scipy import special
 
+from jaxdp.moments import log_moments
+
 ORDERS = np.array([1 + x / 10 for x in range(1, 100)] + list(range(11, 64)) + [128, 256, 512, 1024], float)
-_MAX_TERMS = 1000  # of the series at a fractional order; dp_accounting then gives the order up, and so do we
-_NEGLIGIBLE = -150.0  # ln of a term that changes nothing in float64
 _CHUNK = 1024  # noise multipliers at a time: keeps the arrays in the cache
 
 
@@ -30,170 +30,6 @@ def _log_add(a, b):
     low, high = np.minimum(a, b), np.maximum(a, b)
     with np.errstate(invalid="ignore"):
         return np.where(low == -np.inf, high, high + np.log1p(np.exp(low - high)))
-
-
-def _log_binomial(n, k):
-    return special.gammaln(n + 1) - special.gammaln(k + 1) - special.gammaln(n - k + 1)
-
-
-def _log_half_erfc(x):
-    """ln(erfc(x) / 2), in dp_accounting's sequence of operations, whose rounding shows at tiny
-    divergences.
-    """
-    return math.log(0.5) + (math.log(2) + special.log_ndtr(-x * 2**0.5))
-
-
-def _log_weights(q: float, order: int) -> np.ndarray:
-    """ln of the binomial weights of a whole order, [order + 1]."""
-    i = np.arange(order + 1, dtype=float)
-    return _log_binomial(order, i) + i * math.log(q) + (order - i) * math.log1p(-q)
-
-
-def _log_moments_whole(q: float, sigmas: np.ndarray, orders: np.ndarray) -> np.ndarray:
-    """ln E[(P/Q)^order] at whole orders: ln sum_i of binomial weight x e^((i^2 - i) / 2 sigma^2).
-
-    Where nothing overflows, the excess over one is summed, by one matrix product for all orders: weights x
-    (e^.. - 1), and the weights' own excess over one, which is rounding that dp_accounting has as well.
-    """
-    result = np.empty((sigmas.size, orders.size))
-    fits = (orders * orders - orders) / (2 * sigmas.min() ** 2) < 300
-    if fits.any():
-        i = np.arange(orders[fits].max() + 1)
-        weights, rounding = np.zeros((i.size, fits.sum())), np.empty(fits.sum())
-        for k, order in enumerate(orders[fits].astype(int)):
-            log_weights = _log_weights(q, int(order))
-            weights[: order + 1, k] = np.exp(log_weights)
-            rounding[k] = math.expm1(np.logaddexp.reduce(log_weights))
-        growth = np.expm1(((i * i - i) / 2)[None, :] / (sigmas * sigmas)[:, None])
-        result[:, fits] = np.log1p(growth @ weights + rounding[None, :])
-    for column in np.flatnonzero(~fits):
-        result[:, column] = _log_moment_large(q, sigmas, int(orders[column]))
-    return result
-
-
-def _log_moment_large(q: float, sigmas: np.ndarray, order: int) -> np.ndarray:
-    """The same at one order, where single terms may overflow."""
-    i, log_weights = np.arange(order + 1, dtype=float), _log_weights(q, order)
-    half = (i * i - i) / 2
-    result = np.empty(sigmas.size)
-    for rows in (slice(k, k + 128) for k in range(0, sigmas.size, 128)):
-        inverse = 1 / sigmas[rows] ** 2  # descending
-        kept = _terms_that_count(log_weights, half, inverse[-1], inverse[0])
-        terms = inverse[:, None] * half[kept]
-        terms += log_weights[kept]
-        peak = terms.max(axis=1, keepdims=True)
-        terms -= peak
-        result[rows] = peak[:, 0] + np.log(np.exp(terms, out=terms).sum(axis=1))
-    small = result < 1
-    if small.any():
-        exponents = half[None, :] / (sigmas[small] ** 2)[:, None]
-        excess = (np.exp(exponents + log_weights) * -np.expm1(-exponents)).sum(axis=1)
-        result[small] = np.log1p(excess + math.expm1(np.logaddexp.reduce(log_weights)))
-    return result
-
-
-def _terms_that_count(log_weights: np.ndarray, half: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Which terms log_weights + half u can be within e^-50 of the largest for some u in [low, high].
-
-    A term minus the largest is concave in u, with the slope half - half[largest]: left of the largest at
-    `low` it is at most what it is at `low`, right of the largest at `high` what it is at `high`.
-    """
-    at_low, at_high = log_weights + half * low, log_weights + half * high
-    first, last = at_low.argmax(), at_high.argmax()
-    i = np.arange(half.size)
-    left = (i < first) & (at_low > at_low[first] - 50)
-    right = (i > last) & (at_high > at_high[last] - 50)
-    return left | right | ((i >= first) & (i <= last))
-
-
-def _log_moment_fractional(q: float, sigmas: np.ndarray, orders: np.ndarray) -> np.ndarray:
-    """ln E[(P/Q)^order] at fractional orders, [sigmas, orders]; inf where the series does not converge.
-
-    The terms of Section 3.3 in absolute value, in the same sequence and with the same stop as in
-    dp_accounting: the stop, at 1e-13 of the sum, is visible in the ninth digit of small divergences.
-    """
-    series = _Series(q, sigmas, orders)
-    return series.sum_first() if series.second_is_negligible() else series.sum_both()
-
-
-class _Series:
-    """The integrals up to z0 (first) and from z0 on (second), term by term, in logarithms."""
-
-    def __init__(self, q: float, sigmas: np.ndarray, orders: np.ndarray):
-        self.log_q, self.log_1mq = math.log(q), math.log1p(-q)
-        self.sigmas, self.orders = sigmas, orders
-        self.z0 = sigmas**2 * math.log(1 / q - 1) + 0.5
-
-    def first(self, i: int, orders: np.ndarray) -> np.ndarray:
-        """Term i of the first integral, [sigmas, orders]."""
-        weight = _log_binomial(orders, i) + i * self.log_q + (orders - i) * self.log_1mq
-        tail = _log_half_erfc((i - self.z0) / (math.sqrt(2) * self.sigmas))
-        return weight[None, :] + ((i * i - i) / (2 * self.sigmas**2) + tail)[:, None]
-
-    def second(self, i: int, row: np.ndarray, column: np.ndarray) -> np.ndarray:
-        """Term i of the second integral at pairs of sigma and order."""
-        sigma, order = self.sigmas[row], self.orders[column]
-        j = order - i
-        weight = (_log_binomial(self.orders, i) + (self.orders - i) * self.log_q + i * self.log_1mq)[column]
-        tail = _log_half_erfc((self.z0[row] - j) / (math.sqrt(2) * sigma))
-        return weight + (j * j - j) / (2 * sigma**2) + tail
-
-    def second_is_negligible(self) -> bool:
-        """Whether no term of the second integral changes a sum in float64.
-
-        By erfc(x) < e^(-x^2) and z0, term i is below binomial(order, i) q^order (1/q - 1)^order
-        e^(-z0^2 / 2 sigma^2) wherever z0 > order, and |binomial(order, i)| < 2^(order + 1).
-        """
-        top = self.orders.max()
-        if self.z0.min() < 2 * top:
-            return False
-        return bool((top + 1) * math.log(2) - (self.z0**2 / (2 * self.sigmas**2)).min() < _NEGLIGIBLE)
-
-    def sum_first(self) -> np.ndarray:
-        """The sum where only the first integral counts; finished orders drop out."""
-        result = np.full((self.sigmas.size, self.orders.size), np.inf)
-        column = np.arange(self.orders.size)
-        last = self.first(0, self.orders)
-        total = last
-        for i in range(1, _MAX_TERMS):
-            orders = self.orders[column]
-            term = self.first(i, orders)
-            total = np.logaddexp(total, term)
-            # The second integral's terms go as |binomial| / (z0 - order + i): dp_accounting waits for
-            # their fall.
-            falls = np.abs(orders - i + 1) / i * (1 - 1 / (self.z0[:, None] - orders + i)) < 1
-            done = (term < last) & falls & (term < total - 30)
-            fresh = np.isinf(result[:, column]) & done
-            result[:, column] = np.where(fresh, total, result[:, column])
-            going = ~np.isfinite(result[:, column]).all(axis=0)
-            if not going.any():
-                break
-            column, last, total = column[going], term[:, going], total[:, going]
-        return result
-
-    def sum_both(self) -> np.ndarray:
-        """The sum of both; finished pairs of sigma and order drop out."""
-        result = np.full((self.sigmas.size, self.orders.size), np.inf)
-        row, column = (a.ravel() for a in np.indices(result.shape))
-        log_a0 = np.full(row.size, -np.inf)
-        log_a1, last0, last1 = log_a0.copy(), log_a0.copy(), log_a0.copy()
-        for i in range(_MAX_TERMS):
-            s0, s1 = self.first(i, self.orders)[row, column], self.second(i, row, column)
-            log_a0, log_a1 = np.logaddexp(log_a0, s0), np.logaddexp(log_a1, s1)
-            total = np.logaddexp(log_a0, log_a1)
-            done = (s0 < last0) & (s1 < last1) & (np.maximum(s0, s1) < total - 30)
-            result[row[done], column[done]] = total[done]
-            going = ~done
-            if i == 32:  # the terms fall slowly from here: look whether they get there at all
-                end = _MAX_TERMS - 1
-                at_end = np.maximum(self.first(end, self.orders)[row, column], self.second(end, row, column))
-                going &= at_end < total - 29
-            if not going.any():
-                break
-            row, column, log_a0, log_a1, last0, last1 = (
-                a[going] for a in (row, column, log_a0, log_a1, s0, s1)
-            )
-        return result
 
 
 def _validate(q: float, sigmas: np.ndarray, orders: np.ndarray) -> None:
@@ -235,17 +71,9 @@ def poisson_gaussian(
         if q == 1:
             return orders[None, :] / (2 * sigmas**2)[:, None]
     result = np.full((sigmas.size, orders.size), np.inf)
-    whole = orders == np.floor(orders)
-    finite = np.isfinite(orders)
-    ascending = np.argsort(sigmas)
+    ascending, finite = np.argsort(sigmas), np.isfinite(orders)
     ascending = ascending[sigmas[ascending] > 0]
-    for block in (ascending[k : k + _CHUNK] for k in range(0, ascending.size, _CHUNK)):
-        if np.any(~whole):
-            result[np.ix_(block, ~whole)] = _log_moment_fractional(q, sigmas[block], orders[~whole])
-        if np.any(whole & finite):
-            result[np.ix_(block, whole & finite)] = _log_moments_whole(
-                q, sigmas[block], orders[whole & finite]
-            )
+    result[np.ix_(ascending, finite)] = log_moments(q, sigmas[ascending], orders[finite])
     # A moment that rounding left at one or below says nothing: the order is not used.
     return np.where(result > 0, result, np.inf) / (orders - 1)[None, :]
 
