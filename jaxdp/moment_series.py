@@ -171,17 +171,15 @@ class _Series:
 
     def _tail(self, result, head: int, column: np.ndarray, total: np.ndarray, going: np.ndarray) -> None:
         """Goes on from term `head`, where all terms fall; a chunk that does not end a sum is one product."""
-        scale = np.exp(-(self.z0**2) / (2 * self.sigmas**2)) / 2
-        width = math.sqrt(2) * self.sigmas
         for begin in range(head, _MAX_TERMS, _HEAD):
             if not column.size:
                 return
             orders, i = self.orders[column], np.arange(begin, min(begin + _HEAD, _MAX_TERMS))
             weight = self.weight(i, orders[:, None])  # [orders, terms]
-            first = scale * special.erfcx((i[:, None] - self.z0) / width)  # [terms, sigmas]
+            first = self._scaled_erfcx(i[:, None] - self.z0)  # [terms, sigmas]
             keys, place = np.unique(np.round(i - orders[:, None], 9), return_inverse=True)
             place = place.reshape(weight.shape)
-            shared = scale * special.erfcx((self.z0 + keys[:, None]) / width)  # [keys, sigmas]
+            shared = self._scaled_erfcx(self.z0 + keys[:, None])  # [keys, sigmas]
             spread = np.zeros((column.size, keys.size))
             np.put_along_axis(spread, place, weight, axis=1)
             after = total + weight @ first + spread @ shared
@@ -196,6 +194,13 @@ class _Series:
             going = going & ~ends
             left = going.any(axis=1)
             column, total, going = column[left], after[left], going[left]
+
+    def _scaled_erfcx(self, distance: np.ndarray) -> np.ndarray:
+        """e^(-z0^2 / 2 sigma^2) / 2 x erfcx(distance / (sqrt(2) sigma)), not above e^600."""
+        x = distance / (math.sqrt(2) * self.sigmas)
+        exponent = np.square(np.minimum(x, 0)) - self.z0**2 / (2 * self.sigmas**2)
+        tail = np.where(x < 0, special.erfc(np.minimum(x, 0)), special.erfcx(np.maximum(x, 0)))
+        return np.exp(np.minimum(exponent, _OVERFLOWS)) / 2 * tail
 
     def _first_logarithm(self, i: int, order, sigma, z0) -> np.ndarray:
         """ln of term i of the first series, in dp_accounting's sequence of operations."""
