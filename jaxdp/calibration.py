@@ -1,83 +1,30 @@
-"""Plans of runs, and what makes a plan spend a given epsilon.
+"""What makes a plan spend a given epsilon.
 
-A `Plan` says what a run is going to do; its `ledger()` is what it will have spent.  `calibrate` changes one
-thing about it (the scale of its noise, its length, its sampling rate, the end point of its schedule) until
-epsilon is met, from below: the calibrated plan never spends more than was asked.
+`calibrate` changes one thing about a `Plan` (the scale of its noise, its length, its sampling rate, the end
+point of its schedule) until epsilon is met, from below: the calibrated plan never spends more than was asked.
+The search may approximate; what it finds is accepted only by the exact accountant.
 """
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxdp import accounting, pld, rdp, schedules
-from jaxdp.ledger import Entry, Ledger, Sampling, run_lengths
+from jaxdp.ledger import Ledger
 from jaxdp.pld import Steps
+from jaxdp.plans import Plan as Plan
+from jaxdp.plans import with_end
 
 WHAT = ("scale", "steps", "sampling_rate", "end")
-_NODES = 40  # of the interpolation in ln sigma; the rest of a calibration is exact
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Plan:
-    """A run that is going to be done.
-
-    Attributes:
-      schedule: a name of `schedules.NAMES` or a schedule.
-      parameters: of a schedule given by name.
-      steps: length of the run.
-      sampling: how batches will be drawn.
-      scale: factor on the schedule.
-      noise_ratio: effective over nominal noise multiplier: noise scale over L2 sensitivity, 1 for flat
-        clipping, 1/sqrt(L) for per-layer clipping as published.
-      mechanism, private, reasons, seed: as in `jaxdp.ledger.Entry`.
-    """
-
-    schedule: str | Callable = "fixed"
-    parameters: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    steps: int
-    sampling: Sampling
-    scale: float = 1.0
-    noise_ratio: float = 1.0
-    mechanism: str = "flat"
-    private: bool = True
-    reasons: tuple[str, ...] = ()
-    seed: str = "entropy"
-
-    def __post_init__(self):
-        if isinstance(self.steps, bool) or self.steps != int(self.steps) or self.steps < 1:
-            raise ValueError(f"steps={self.steps}: must be a whole number >= 1")
-        for name in ("scale", "noise_ratio"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"{name}={value}: must be finite and > 0")
-        if isinstance(self.schedule, str):
-            schedules.create(self.schedule, self.steps, **self.parameters)
-        elif self.parameters:
-            raise ValueError(f"parameters={dict(self.parameters)}: only a schedule given by name takes them")
-
-    def function(self):
-        """The schedule of the nominal noise multiplier, scaled: what `privatize` is given."""
-        schedule = self.schedule
-        if isinstance(schedule, str):
-            schedule = schedules.create(schedule, self.steps, **self.parameters)
-        return schedule if self.scale == 1 else schedules.scaled(schedule, self.scale)
-
-    def ledger(self) -> Ledger:
-        """What the run will have spent, from the function that scales the noise."""
-        sigmas = self.noise_ratio * schedules.values(self.function(), self.steps)
-        entry = Entry(
-            start=0,
-            stop=self.steps,
-            noise_multipliers=run_lengths(sigmas),
-            sampling=self.sampling,
-            mechanism=self.mechanism,
-            private=self.private,
-            reasons=self.reasons,
-            seed=self.seed,
-        )
-        return Ledger((entry,))
+_NODES = 40  # of the interpolation in ln sigma
+_SAMPLES = 512  # steps that stand for a schedule in the first, rough search
+_MARGIN = 3e-7  # the search stays this far below the target: noise multipliers are float32
+_MOST_STEPS = 10_000_000
+_PAD = 4096  # schedules are evaluated at multiples of this many steps, so that few shapes are compiled
 
 
 class _Compressed:
@@ -126,29 +73,6 @@ def _set(plan: Plan, what: str, value: float) -> Plan:
     return dataclasses.replace(plan, parameters=with_end(plan, value))
 
 
-def with_end(plan: Plan, end: float) -> dict[str, float]:
-    """The schedule's parameters with another end point.
-
-    Raises:
-      ValueError: a schedule without one, or an end that it cannot reach.
-    """
-    if plan.schedule not in (
-        "linear",
-        "staircase",
-        "exponential",
-        "quarter_cosine",
-        "inverse_time",
-        "polynomial",
-    ):
-        raise ValueError(f"end={end}: schedule {plan.schedule!r} has no end point")
-    if plan.schedule != "quarter_cosine":
-        return {**plan.parameters, "end": end}
-    start = plan.parameters.get("start", schedules.PUBLISHED_START)
-    if not 0 < end < start:
-        raise ValueError(f"end={end}: quarter_cosine falls from start={start} to an end in (0, start)")
-    return {**plan.parameters, "angle": math.acos(end / start)}
-
-
 def calibrate(
     plan: Plan,
     target_epsilon: float,
@@ -181,7 +105,11 @@ def calibrate(
         raise ValueError(f"what={what!r}: {plan.sampling.kind} batches have no sampling rate to choose")
     accounting.validate(delta, adjacency, accountant)
     exact = _exact(plan, what, delta, adjacency, "rdp", tolerance)
-    start = _solve(_searched(plan, what, delta, adjacency), what, target_epsilon, _value(plan, what), 1e-7)
+    aim, start = target_epsilon * (1 - _MARGIN), _value(plan, what)
+    near = 0.05
+    for spent in _searched(plan, what, delta, adjacency):
+        start = _solve(spent, what, aim, start, 1e-7, near)
+        near = 1e-4
     if accountant == "rdp":
         return _set(plan, what, _settle(exact, what, target_epsilon, start))
     with_pld = _exact(plan, what, delta, adjacency, "pld", tolerance)
@@ -206,38 +134,56 @@ def _exact(plan, what, delta, adjacency, accountant, tolerance) -> Callable[[flo
     return spent
 
 
-def _searched(plan, what, delta, adjacency) -> Callable[[float], float]:
-    """Epsilon as a function of the value, as fast as it can be had."""
+def _searched(plan, what, delta, adjacency) -> list[Callable[[float], float]]:
+    """Epsilon as a function of the value, as fast as it can be had: a rough one, if that helps, and a close
+    one.
+    """
     ledger = plan.ledger()
     if not ledger.private:
         accounting.epsilon(ledger, delta=delta, adjacency=adjacency)  # raises, saying why
     if what in ("scale", "sampling_rate"):
         compressed = _Compressed(accounting.runs(ledger, adjacency), adjacency)
         if what == "scale":
-            return lambda value: compressed.epsilon(delta, scale=value / plan.scale)
-        return lambda value: compressed.epsilon(delta, rate=value)
+            return [lambda value: compressed.epsilon(delta, scale=value / plan.scale)]
+        return [lambda value: compressed.epsilon(delta, rate=value)]
 
-    def spent(value: float) -> float:
-        changed = accounting.runs(_set(plan, what, value).ledger(), adjacency)
-        return _Compressed(changed, adjacency).epsilon(delta)
+    def spent(value: float, samples: int) -> float:
+        changed = _set(plan, what, value)
+        if changed.sampling.kind == "shuffled":  # whose epochs cannot be sampled
+            runs = accounting.runs(changed.ledger(), adjacency)
+        else:
+            runs = [_sampled(changed, samples)]
+        return _Compressed(runs, adjacency).epsilon(delta)
 
-    return spent
+    return [lambda value: spent(value, _SAMPLES), lambda value: spent(value, _MOST_STEPS)]
+
+
+def _sampled(plan: Plan, samples: int) -> Steps:
+    """At most so many steps, evenly spread, each for its share of all."""
+    samples = min(samples, plan.steps)
+    padded = -(-samples // _PAD) * _PAD if samples > _SAMPLES else samples
+    steps = np.minimum((np.arange(padded) + 0.5) * (plan.steps / samples), plan.steps - 1)
+    sigmas = np.asarray(jax.vmap(plan.function())(jnp.asarray(steps.astype(np.int32))), float)[:samples]
+    distinct, counts = np.unique(plan.noise_ratio * sigmas, return_counts=True)
+    return Steps(plan.sampling.rate, distinct, counts * (plan.steps / samples))
 
 
 def _limits(what: str) -> tuple[float, float, int]:
     """Smallest and largest value, and whether epsilon rises (+1) or falls (-1) with it."""
     return {
         "scale": (1e-6, 1e9, -1),
-        "steps": (1, 1e9, 1),
+        "steps": (1, _MOST_STEPS, 1),
         "sampling_rate": (1e-12, 1.0, 1),
         "end": (1e-3, 1e9, -1),
     }[what]
 
 
 def _solve(
-    spent: Callable[[float], float], what: str, target: float, guess: float, precision: float
+    spent: Callable[[float], float], what: str, target: float, guess: float, precision: float, near=0.05
 ) -> float:
-    """A value that spends at most the target, within a relative precision of spending it exactly."""
+    """A value that spends at most the target, within a relative precision of spending it exactly; the guess
+    is about as close as `near`.
+    """
     smallest, largest, sign = _limits(what)
     whole = what == "steps"
 
@@ -246,7 +192,7 @@ def _solve(
 
     good = bad = None
     good_error = bad_error = 0.0
-    value, factor = min(max(guess, smallest), largest), 1.05
+    value, factor = min(max(guess, smallest), largest), 1 + near
     while good is None or bad is None:
         e = error(value)
         if e > 0:

@@ -117,28 +117,28 @@ class _Series:
         sigmas, z0 = self.sigmas[None, :], self.z0[None, :]
         zeroth, one = (self._first_logarithm(i, self.orders[:, None], sigmas, z0) for i in (0, 1))
         start = np.logaddexp(zeroth, one)
-        rest = np.zeros_like(start)
-        going, column = np.ones(start.shape, bool), np.arange(self.orders.size)
+        total = np.full(start.shape, np.inf)  # of the other terms
+        column, rest, going = np.arange(self.orders.size), np.zeros(start.shape), np.ones(start.shape, bool)
         last, constant = np.exp(one), np.exp(start)
         for i in range(2, _MAX_TERMS):
             orders = self.orders[column]
             term = self.weight(i, orders)[:, None] * self.first(i)[None, :]
-            rest[column] += np.where(going, term, 0.0)
-            done = (term < last) & (term < _STOP * (constant + rest[column]))
+            rest += term
+            done = term < _STOP * (constant + rest)
             if done.any():
                 # The second series' terms go as |binomial| / (z0 - order + i): dp_accounting waits for
                 # their fall.
                 order = orders[:, None]
-                done &= np.abs(order - i + 1) / i * (1 - 1 / (z0 - order + i)) < 1
-            going &= ~done
-            left = going.any(axis=1)
-            if not left.any():
-                break
-            column, last, going, constant = column[left], term[left], going[left], constant[left]
-        else:
-            start[column] = np.where(going, np.inf, start[column])
+                done &= going & (term < last) & (np.abs(order - i + 1) / i * (1 - 1 / (z0 - order + i)) < 1)
+                total[column] = np.where(done, rest, total[column])
+                going &= ~done
+                left = going.any(axis=1)
+                if not left.any():
+                    break
+                column, term, rest, going, constant = (a[left] for a in (column, term, rest, going, constant))
+            last = term
         with np.errstate(divide="ignore"):
-            return np.logaddexp(start, np.log(rest))
+            return np.logaddexp(start, np.log(total))
 
     def sum_both(self) -> np.ndarray:
         """ln of the sum of both; finished orders drop out."""
@@ -187,7 +187,10 @@ class _Series:
             ends = going & (at_end < _STOP * after)
             for k in np.flatnonzero(ends.any(axis=1)):
                 here = np.flatnonzero(ends[k])
-                term0, term1 = weight[k, :, None] * first[:, here], weight[k, :, None] * shared[place[k]][:, here]
+                term0, term1 = (
+                    weight[k, :, None] * first[:, here],
+                    weight[k, :, None] * shared[place[k]][:, here],
+                )
                 sums = total[k, here] + np.cumsum(term0 + term1, axis=0)
                 stop = np.argmax(np.maximum(term0, term1) < _STOP * sums, axis=0)
                 result[column[k], here] = sums[stop, np.arange(here.size)]

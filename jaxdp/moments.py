@@ -10,13 +10,14 @@ sequence is followed here.  Everywhere else the terms themselves are summed, mos
 for sigma and a factor for the order.
 """
 
+import functools
 import math
 
 import numpy as np
 
 from jaxdp.moment_series import fractional, log_binomial
 
-_BLOCK = 256  # noise multipliers at a time: keeps the arrays in the cache
+_BLOCK = 128  # noise multipliers at a time: keeps the arrays in the cache
 
 
 def log_moments(q: float, sigmas: np.ndarray, orders: np.ndarray) -> np.ndarray:
@@ -37,17 +38,22 @@ def log_moments(q: float, sigmas: np.ndarray, orders: np.ndarray) -> np.ndarray:
     return result
 
 
-def _log_weights(q: float, order: int) -> np.ndarray:
-    """ln of the binomial weights of a whole order, [order + 1]."""
+@functools.lru_cache(maxsize=1024)
+def _log_weights(q: float, order: int) -> tuple[np.ndarray, float]:
+    """ln of the binomial weights of a whole order, [order + 1], and how far their sum is from one: rounding,
+    which dp_accounting has as well.
+    """
     i = np.arange(order + 1, dtype=float)
-    return log_binomial(order, i) + i * math.log(q) + (order - i) * math.log1p(-q)
+    log_weights = log_binomial(order, i) + i * math.log(q) + (order - i) * math.log1p(-q)
+    log_weights.flags.writeable = False
+    return log_weights, math.expm1(np.logaddexp.reduce(log_weights))
 
 
 def _whole(q: float, sigmas: np.ndarray, orders: np.ndarray) -> np.ndarray:
     """Moments at whole orders.
 
     Where nothing overflows, the excess over one is summed, by one matrix product for all orders: weights x
-    (e^.. - 1), and the weights' own excess over one, which is rounding that dp_accounting has as well.
+    (e^.. - 1), and the weights' own excess over one.
     """
     result = np.empty((sigmas.size, orders.size))
     fits = (orders * orders - orders) / (2 * sigmas[0] ** 2) < 300
@@ -55,10 +61,11 @@ def _whole(q: float, sigmas: np.ndarray, orders: np.ndarray) -> np.ndarray:
         i = np.arange(orders[fits].max() + 1)
         weights, rounding = np.zeros((i.size, fits.sum())), np.empty(fits.sum())
         for k, order in enumerate(orders[fits].astype(int)):
-            log_weights = _log_weights(q, int(order))
+            log_weights, rounding[k] = _log_weights(q, int(order))
             weights[: order + 1, k] = np.exp(log_weights)
-            rounding[k] = math.expm1(np.logaddexp.reduce(log_weights))
-        growth = np.expm1(((i * i - i) / 2)[None, :] / (sigmas * sigmas)[:, None])
+        exponents = ((i * i - i) / 2)[None, :] / (sigmas * sigmas)[:, None]
+        small = int(np.searchsorted(exponents[-1], 1.0))  # beyond, e^x - 1 loses nothing, and is faster
+        growth = np.concatenate((np.expm1(exponents[:, :small]), np.exp(exponents[:, small:]) - 1), axis=1)
         result[:, fits] = np.log1p(growth @ weights + rounding[None, :])
     for column in np.flatnonzero(~fits):
         result[:, column] = _whole_large(q, sigmas, int(orders[column]))
@@ -67,7 +74,7 @@ def _whole(q: float, sigmas: np.ndarray, orders: np.ndarray) -> np.ndarray:
 
 def _whole_large(q: float, sigmas: np.ndarray, order: int) -> np.ndarray:
     """The same at one order, where single terms may overflow."""
-    i, log_weights = np.arange(order + 1, dtype=float), _log_weights(q, order)
+    i, (log_weights, rounding) = np.arange(order + 1, dtype=float), _log_weights(q, order)
     half, inverse = (i * i - i) / 2, 1 / sigmas**2  # inverse: descending
     kept = _terms_that_count(log_weights, half, inverse[-1], inverse[0])
     terms = inverse[:, None] * half[kept]
@@ -80,7 +87,7 @@ def _whole_large(q: float, sigmas: np.ndarray, order: int) -> np.ndarray:
         kept = (half > 0) & (log_weights + half * inverse[small[0]] > -80)
         exponents = inverse[small, None] * half[kept]
         excess = (np.exp(exponents + log_weights[kept]) * -np.expm1(-exponents)).sum(axis=1)
-        result[small] = np.log1p(excess + math.expm1(np.logaddexp.reduce(log_weights)))
+        result[small] = np.log1p(excess + rounding)
     return result
 
 

@@ -16,6 +16,7 @@ default. Who sees single batches, and knows that the example was in them, has no
 `amplified=False`.
 """
 
+import dataclasses
 import math
 from collections.abc import Sequence
 
@@ -25,6 +26,24 @@ from scipy import special
 from jaxdp import accounting, pld
 from jaxdp.ledger import Ledger
 from jaxdp.pld import Steps
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Window:
+    """The bounds for an attacker who sees the steps `start .. stop - 1`.
+
+    Attributes:
+      name: the window in words.
+      start, stop: its steps.
+      released: against the sums of its steps, which steps the example took part in unknown.
+      seen: if the example is known to take part in every step.
+    """
+
+    name: str
+    start: int
+    stop: int
+    released: float
+    seen: float
 
 
 def gaussian_bound(mu: float, prior: float | Sequence[float]) -> np.ndarray | np.floating:
@@ -93,6 +112,44 @@ def bound(
         mu = shift * math.sqrt(sum(float(run.counts @ run.noise_multipliers**-2.0) for run in runs))
         return float(gaussian_bound(mu, prior))
     return curve_bound(pld.divergence(runs, replace=shift == 2, tolerance=tolerance), prior)
+
+
+def windows(
+    ledger: Ledger,
+    prior: float,
+    *,
+    adjacency: str,
+    length: int | None = None,
+    tolerance: float = pld.TOLERANCE,
+) -> list[Window]:
+    """What a schedule allows early and late: the bound for one step, a window and the whole run.
+
+    Args:
+      ledger, prior, adjacency, tolerance: as `bound`.
+      length: steps of the first and the last window; a tenth of the run by default.
+    """
+    steps = ledger.steps
+    length = max(1, steps // 10) if length is None else length
+    if not 1 <= length <= steps:
+        raise ValueError(f"window={length}: must lie in [1, {steps}], the steps of the run")
+    named = {
+        "first step": (0, 1),
+        "last step": (steps - 1, steps),
+        f"first {length} steps": (0, length),
+        f"last {length} steps": (steps - length, steps),
+        f"whole run, {steps} steps": (0, steps),
+    }
+    found = []
+    for name, (start, stop) in named.items():
+        released, seen = (
+            bound(
+                ledger, prior, adjacency=adjacency, start=start, stop=stop, amplified=amplified,
+                tolerance=tolerance,
+            )
+            for amplified in (True, False)
+        )  # fmt: skip
+        found.append(Window(name=name, start=start, stop=stop, released=released, seen=seen))
+    return found
 
 
 def _window(ledger: Ledger, adjacency: str, start: int, stop: int, amplified: bool) -> list[Steps]:

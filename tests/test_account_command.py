@@ -63,6 +63,18 @@ def test_published_per_layer_clipping_costs_more(capsys):
     assert published > 2 * flat
 
 
+def test_reconstruction_bounds_early_late_and_whole(capsys):
+    options = (*FEW, "--accountant", "rdp", "--reconstruction", "--prior", "0.2", "--window", "5")
+    code, out, _ = call(capsys, *options)
+    assert code == 0 and "with probability 0.2 beforehand" in out
+    record = json.loads(call(capsys, *options, "--json")[1])
+    rows = {row["name"]: row["released"] for row in record["reconstruction"]}
+    assert all(f"{name}" in out and f"{value:.4f}" in out for name, value in rows.items())
+    assert 0.2 <= rows["first 5 steps"] < rows["last 5 steps"] < rows["whole run, 100 steps"] < 1
+    code, _, err = call(capsys, *options, "--clipping", "l2_max", "--nominal")
+    assert code == 2 and "no bound holds" in err
+
+
 def test_l2_max_has_only_a_nominal_number(capsys):
     code, out, err = call(capsys, *FEW, "--clipping", "l2_max")
     assert code == 2 and "private=False" in err and not out
@@ -91,6 +103,8 @@ def test_shuffled_batches_are_not_given_the_poisson_epsilon(capsys):
         (("--schedule", "quarter_cosine", "--end", "20"), "end=20.0"),
         (("--end", "3"), "end=3.0"),
         (("--nominal",), "nominal=True"),
+        (("--window", "5"), "window=5"),
+        (("--reconstruction", "--prior", "1"), "prior=1.0"),
         (("--target-epsilon", "-1"), "target_epsilon=-1.0"),
     ],
 )

@@ -152,6 +152,19 @@ def test_calibration_meets_the_target_from_below(what):
         assert accounting.epsilon(longer.ledger(), **ADD, accountant="rdp").value > 0.5
 
 
+@pytest.mark.parametrize("sampling", [POISSON, Sampling(kind="shuffled", rate=0.01, steps_per_epoch=100)])
+def test_the_calibrated_length_is_the_largest(sampling):
+    """Far from the length it started with: one step more spends too much."""
+    settings = dict(delta=1e-5, adjacency="zero_out")
+    start = plan("staircase", steps=300, sampling=sampling)
+    found = calibration.calibrate(start, 0.7, "steps", **settings)
+    assert found.steps != 300
+    for steps, fits in ((found.steps, True), (found.steps + 1, False)):
+        run = dataclasses.replace(found, steps=steps).ledger()
+        spent = accounting.epsilon(run, **settings, accountant="rdp").value
+        assert (spent <= 0.7) == fits
+
+
 def test_calibration_by_pld_allows_more():
     found = calibration.calibrate(plan("staircase", steps=500), 0.5, **ADD, accountant="pld")
     spent = accounting.epsilon(found.ledger(), **ADD, accountant="pld").value

@@ -64,6 +64,36 @@ def test_windows_order_the_steps_of_a_decaying_schedule():
     assert reconstruction.bound(ledger, 0.1, adjacency="replace_one", start=0, stop=30) > early
 
 
+def test_schedules_of_equal_spending_differ_in_what_they_allow_early_and_late():
+    """At the same mu over the run, without sampling, where everything is a closed form."""
+    dynamic = run("linear", steps=50)
+    constant = math.sqrt(50 / np.sum(dynamic.sigmas() ** -2.0))
+    fixed = run(steps=50, parameters={"value": constant})
+    settings = dict(adjacency="zero_out", length=5)
+    falling, level = (
+        {w.name: w for w in reconstruction.windows(ledger, 0.1, **settings)} for ledger in (dynamic, fixed)
+    )
+    assert list(falling) == list(level)
+    for early in ("first step", "first 5 steps"):
+        assert falling[early].released < level[early].released - 1e-3
+    for late in ("last step", "last 5 steps"):
+        assert falling[late].released > level[late].released + 1e-3
+    whole = "whole run, 50 steps"
+    assert falling[whole].released == pytest.approx(level[whole].released, rel=1e-6)
+    for name, window in falling.items():
+        mu = math.sqrt(np.sum(dynamic.sigmas()[window.start : window.stop] ** -2.0))
+        assert window.released == window.seen == pytest.approx(stats.norm.cdf(stats.norm.ppf(0.1) + mu)), name
+
+
+def test_windows_of_a_sampled_run_are_below_what_a_known_participant_allows():
+    found = reconstruction.windows(run("linear", steps=40, rate=0.1), 0.1, adjacency="replace_one")
+    assert [(w.start, w.stop) for w in found] == [(0, 1), (39, 40), (0, 4), (36, 40), (0, 40)]
+    assert all(0.1 <= w.released < w.seen for w in found)
+    for length in (0, 41):
+        with pytest.raises(ValueError, match=f"window={length}"):
+            reconstruction.windows(run(steps=40), 0.1, adjacency="zero_out", length=length)
+
+
 def test_limits():
     assert reconstruction.bound(run(rate=0.0), 0.1, adjacency="zero_out") == pytest.approx(0.1)
     shuffled = Plan(steps=12, sampling=Sampling(kind="shuffled", rate=0.25, steps_per_epoch=4)).ledger()

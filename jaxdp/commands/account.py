@@ -66,6 +66,12 @@ class Config:
     """What to change for `--target-epsilon`."""
     methods: Literal["tight", "all"] = "tight"
     """`all` adds the composition methods of published comparisons, with their caveats."""
+    reconstruction: bool = False
+    """Add the largest success of any reconstruction attack, early, late and over the whole run."""
+    prior: float = 0.1
+    """For --reconstruction: the attacker's probability of success before seeing the run."""
+    window: int | None = None
+    """For --reconstruction: steps of the first and last window; a tenth of the run by default."""
     json: bool = False
     """Print one JSON object."""
 
@@ -149,6 +155,14 @@ def answer(config: Config) -> dict:
         if config.clipping == "l2_max":
             raise ValueError(f"methods={config.methods!r}: l2_max is not private, no method applies")
         result["methods"] = composition.table(ledger, **settings)
+    if config.reconstruction:
+        from jaxdp import reconstruction
+
+        result["reconstruction"] = reconstruction.windows(
+            ledger, config.prior, adjacency=config.adjacency, length=config.window, tolerance=config.tolerance
+        )
+    elif config.window is not None:
+        raise ValueError(f"window={config.window}: only --reconstruction looks at windows")
     return result
 
 
@@ -190,13 +204,22 @@ def run(config: Config) -> None:
         print(result["note"])
     for row in result.get("methods", ()):
         print(f"  {row.method:<14} epsilon = {row.epsilon:<10.4f} {row.caveat}")
+    if "reconstruction" in result:
+        _print_windows(result["reconstruction"], config.prior)
     print(f"\n{result['statement']}")
+
+
+def _print_windows(windows, prior: float) -> None:
+    print(f"no reconstruction attack that succeeds with probability {prior:g} beforehand does better than")
+    print(f"  {'after seeing':<24} {'sums released':>14} {'example known in every step':>28}")
+    for row in windows:
+        print(f"  {row.name:<24} {row.released:>14.4f} {row.seen:>28.4f}")
 
 
 def _plain(result: dict) -> dict:
     """Without dataclasses and without infinities, which JSON does not have."""
     plain = {**result, "statement": result["statement"].to_dict()}
     plain["epsilons"] = [dataclasses.asdict(e) for e in result["epsilons"]]
-    if "methods" in plain:
-        plain["methods"] = [dataclasses.asdict(row) for row in result["methods"]]
+    for name in {"methods", "reconstruction"} & set(plain):
+        plain[name] = [dataclasses.asdict(row) for row in result[name]]
     return json.loads(json.dumps(plain), parse_constant=lambda _: None)

@@ -1,0 +1,92 @@
+"""Plans of runs: what a run is going to do, and so what it will have spent, before it starts."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+
+from jaxdp import schedules
+from jaxdp.ledger import Entry, Ledger, Sampling, run_lengths
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A run that is going to be done.
+
+    Attributes:
+      schedule: a name of `schedules.NAMES` or a schedule.
+      parameters: of a schedule given by name.
+      steps: length of the run.
+      sampling: how batches will be drawn.
+      scale: factor on the schedule.
+      noise_ratio: effective over nominal noise multiplier: noise scale over L2 sensitivity, 1 for flat
+        clipping, 1/sqrt(L) for per-layer clipping as published.
+      mechanism, private, reasons, seed: as in `jaxdp.ledger.Entry`.
+    """
+
+    schedule: str | Callable = "fixed"
+    parameters: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    steps: int
+    sampling: Sampling
+    scale: float = 1.0
+    noise_ratio: float = 1.0
+    mechanism: str = "flat"
+    private: bool = True
+    reasons: tuple[str, ...] = ()
+    seed: str = "entropy"
+
+    def __post_init__(self):
+        if isinstance(self.steps, bool) or self.steps != int(self.steps) or self.steps < 1:
+            raise ValueError(f"steps={self.steps}: must be a whole number >= 1")
+        for name in ("scale", "noise_ratio"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise ValueError(f"{name}={value}: must be finite and > 0")
+        if isinstance(self.schedule, str):
+            schedules.create(self.schedule, self.steps, **self.parameters)
+        elif self.parameters:
+            raise ValueError(f"parameters={dict(self.parameters)}: only a schedule given by name takes them")
+
+    def function(self):
+        """The schedule of the nominal noise multiplier, scaled: what `privatize` is given."""
+        schedule = self.schedule
+        if isinstance(schedule, str):
+            schedule = schedules.create(schedule, self.steps, **self.parameters)
+        return schedule if self.scale == 1 else schedules.scaled(schedule, self.scale)
+
+    def ledger(self) -> Ledger:
+        """What the run will have spent, from the function that scales the noise."""
+        sigmas = self.noise_ratio * schedules.values(self.function(), self.steps)
+        entry = Entry(
+            start=0,
+            stop=self.steps,
+            noise_multipliers=run_lengths(sigmas),
+            sampling=self.sampling,
+            mechanism=self.mechanism,
+            private=self.private,
+            reasons=self.reasons,
+            seed=self.seed,
+        )
+        return Ledger((entry,))
+
+
+def with_end(plan: Plan, end: float) -> dict[str, float]:
+    """The schedule's parameters with another end point.
+
+    Raises:
+      ValueError: a schedule without one, or an end that it cannot reach.
+    """
+    if plan.schedule not in (
+        "linear",
+        "staircase",
+        "exponential",
+        "quarter_cosine",
+        "inverse_time",
+        "polynomial",
+    ):
+        raise ValueError(f"end={end}: schedule {plan.schedule!r} has no end point")
+    if plan.schedule != "quarter_cosine":
+        return {**plan.parameters, "end": end}
+    start = plan.parameters.get("start", schedules.PUBLISHED_START)
+    if not 0 < end < start:
+        raise ValueError(f"end={end}: quarter_cosine falls from start={start} to an end in (0, start)")
+    return {**plan.parameters, "angle": math.acos(end / start)}
