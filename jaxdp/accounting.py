@@ -150,7 +150,8 @@ def epsilon(
       ledger: what was done, or is planned.
       delta: in (0, 1).
       adjacency: one of `ADJACENCIES`.
-      accountant: `rdp`, or `pld`: tighter, with a lower bound.
+      accountant: `rdp`, or `pld`: tighter, with a lower bound.  Where delta is below what the rounding of a
+        long composition is charged (2e-16 a step), `pld` has no upper bound of its own and gives that of RDP.
       tolerance: relative width of the bracket of `pld`.
       nominal: give the number that the noise multipliers would mean for a run that is not private, labelled
         so.
@@ -174,16 +175,23 @@ def epsilon(
         nominal=not ledger.private,
     )
     if accountant == "rdp":
-        total = sum(
-            (run.counts @ divergences(*run[:2], adjacency) for run in steps), np.zeros(rdp.ORDERS.size)
-        )
-        value, order = rdp.epsilon(total, delta)
-        return Epsilon(value=float(value), lower=None, order=float(order), **common)
+        value, order = _renyi(steps, delta, adjacency)
+        return Epsilon(value=value, lower=None, order=order, **common)
     fixed_size = all(entry.sampling.kind == "without_replacement" for entry in ledger.entries)
     bounds = pld.bounds(
         steps, delta, replace=adjacency == "replace_one", fixed_size=fixed_size, tolerance=tolerance
     )
-    return Epsilon(value=bounds.upper, lower=bounds.lower, **common)
+    upper = bounds.upper if math.isfinite(bounds.upper) else _renyi(steps, delta, adjacency)[0]
+    return Epsilon(value=upper, lower=min(bounds.lower, upper), **common)
+
+
+def _renyi(steps: list[Steps], delta: float, adjacency: str) -> tuple[float, float]:
+    """Epsilon by RDP and its order."""
+    total = np.zeros(rdp.ORDERS.size)
+    for run in steps:
+        total += run.counts @ divergences(run.sampling_rate, run.noise_multipliers, adjacency)
+    value, order = rdp.epsilon(total, delta)
+    return float(value), float(order)
 
 
 def _running_minima(entry: Entry) -> tuple[np.ndarray, np.ndarray]:

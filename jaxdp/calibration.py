@@ -15,9 +15,9 @@ import numpy as np
 
 from jaxdp import accounting, pld, rdp, schedules
 from jaxdp.ledger import Ledger
-from jaxdp.pld import Steps
 from jaxdp.plans import Plan as Plan
 from jaxdp.plans import with_end
+from jaxdp.pld import Steps
 
 WHAT = ("scale", "steps", "sampling_rate", "end")
 _NODES = 40  # of the interpolation in ln sigma

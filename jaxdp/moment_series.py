@@ -159,8 +159,8 @@ class _Series:
             left = going.any(axis=1)
             last0, last1 = term0, term1
             if not left.all():
-                column = column[left]
-                total, going, last0, last1 = (a[left] for a in (total, going, last0, last1))
+                column, going = column[left], going[left]
+                total, last0, last1 = (a[left] for a in (total, last0, last1))
             if not column.size:
                 return np.log(result)
         # The terms fall slowly from here: look whether they get there at all.

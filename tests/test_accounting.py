@@ -230,6 +230,24 @@ def test_what_has_no_theorem_is_refused(sampling, adjacency):
         accounting.epsilon(run, delta=1e-5, adjacency=adjacency)
 
 
+def test_a_delta_below_rounding_is_still_bounded(fixed):
+    settings = dict(delta=1e-14, adjacency="add_or_remove_one")
+    assert pld.bounds(accounting.runs(fixed, "zero_out"), 1e-14, replace=False).upper == math.inf
+    by_pld, by_rdp = (accounting.epsilon(fixed, **settings, accountant=a) for a in ("pld", "rdp"))
+    assert by_pld.lower <= by_pld.value == by_rdp.value < 2
+
+
+@pytest.mark.parametrize("accountant", accounting.ACCOUNTANTS)
+def test_nothing_done_and_nothing_hidden(accountant):
+    """No step and no participation cost nothing; one step without noise costs everything."""
+    settings = dict(**ADD, accountant=accountant)
+    assert accounting.epsilon(Ledger(), **settings).value == 0
+    unused = plan(sampling=Sampling(kind="poisson", rate=0.0)).ledger()
+    assert accounting.epsilon(unused, **settings).value == 0
+    bare = Entry(start=0, stop=3, noise_multipliers=((2.0, 2), (0.0, 1)), sampling=POISSON)
+    assert accounting.epsilon(Ledger((bare,)), **settings).value == math.inf
+
+
 def test_adjacency_and_delta_are_never_implied(fixed):
     with pytest.raises(TypeError):
         accounting.epsilon(fixed, delta=1e-5)

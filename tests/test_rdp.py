@@ -87,7 +87,7 @@ def test_sums_of_terms_are_the_sums_of_logarithms(q, low):
     """Both ways through the series, with the same stop at every one of the default fractional orders; terms
     that underflow, chunks that end anywhere and orders that are given up included.
     """
-    orders = rdp.ORDERS[rdp.ORDERS != np.floor(rdp.ORDERS)]
+    orders = rdp.ORDERS[np.floor(rdp.ORDERS) != rdp.ORDERS]
     sigmas = low * np.geomspace(1, 5, 6)
     every = np.indices((orders.size, sigmas.size)).reshape(2, -1)
     slow = moment_series._Series(q, sigmas, orders).sum_logarithms(*every).reshape(orders.size, -1).T
