@@ -105,8 +105,8 @@ def calibrate(
         raise ValueError(f"what={what!r}: {plan.sampling.kind} batches have no sampling rate to choose")
     accounting.validate(delta, adjacency, accountant)
     exact = _exact(plan, what, delta, adjacency, "rdp", tolerance)
-    aim, start = target_epsilon * (1 - _MARGIN), _value(plan, what)
-    near = 0.05
+    aim = target_epsilon * (1 - (0 if what == "steps" else _MARGIN))
+    start, near = _value(plan, what), 0.05
     for spent in _searched(plan, what, delta, adjacency):
         start = _solve(spent, what, aim, start, 1e-7, near)
         near = 1e-4
