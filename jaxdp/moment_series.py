@@ -200,8 +200,10 @@ class _Series:
 
     def _scaled_erfcx(self, distance: np.ndarray) -> np.ndarray:
         """e^(-z0^2 / 2 sigma^2) / 2 x erfcx(distance / (sqrt(2) sigma)), not above e^600."""
-        x = distance / (math.sqrt(2) * self.sigmas)
-        exponent = np.square(np.minimum(x, 0)) - self.z0**2 / (2 * self.sigmas**2)
+        x, centre = distance / (math.sqrt(2) * self.sigmas), self.z0**2 / (2 * self.sigmas**2)
+        if x.min() > -20:
+            return np.exp(-centre) / 2 * special.erfcx(x)
+        exponent = np.square(np.minimum(x, 0)) - centre
         tail = np.where(x < 0, special.erfc(np.minimum(x, 0)), special.erfcx(np.maximum(x, 0)))
         return np.exp(np.minimum(exponent, _OVERFLOWS)) / 2 * tail
 

@@ -30,11 +30,10 @@ def log_moments(q: float, sigmas: np.ndarray, orders: np.ndarray) -> np.ndarray:
     """
     result = np.empty((sigmas.size, orders.size))
     whole = orders == np.floor(orders)
-    for rows in (slice(k, k + _BLOCK) for k in range(0, sigmas.size, _BLOCK)):
-        if np.any(~whole):
-            result[rows, ~whole] = fractional(q, sigmas[rows], orders[~whole])
-        if np.any(whole):
-            result[rows, whole] = _whole(q, sigmas[rows], orders[whole])
+    for chosen, moments, block in ((~whole, fractional, 2 * _BLOCK), (whole, _whole, _BLOCK)):
+        for rows in (slice(k, k + block) for k in range(0, sigmas.size, block)):
+            if np.any(chosen):
+                result[rows, chosen] = moments(q, sigmas[rows], orders[chosen])
     return result
 
 
