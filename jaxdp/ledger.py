@@ -79,6 +79,8 @@ class Entry:
         whatever the clipping calls them.
       sampling: how batches were drawn.
       mechanism: name of the clipping, for the statement.
+      charged: what is released beside the gradient and paid by the same noise multiplier: a clause for the
+        statement; empty where there is nothing.
       private: whether the effective multipliers hold at all.
       reasons: why not, one sentence each; not empty exactly where `private` is False.
       seed: `entropy` (of the operating system) or `given`: noise that someone can predict.
@@ -89,6 +91,7 @@ class Entry:
     noise_multipliers: tuple[tuple[float, int], ...]
     sampling: Sampling
     mechanism: str = "flat"
+    charged: str = ""
     private: bool = True
     reasons: tuple[str, ...] = ()
     seed: str = "entropy"
@@ -111,8 +114,8 @@ class Entry:
             raise ValueError(
                 f"private={self.private!r}: with reasons={list(self.reasons)}; say why exactly if not private"
             )
-        if not isinstance(self.mechanism, str) or not all(isinstance(r, str) for r in self.reasons):
-            raise ValueError(f"mechanism={self.mechanism!r}: mechanism and reasons must be text")
+        if not all(isinstance(text, str) for text in (self.mechanism, self.charged, *self.reasons)):
+            raise ValueError(f"mechanism={self.mechanism!r}: mechanism, charged and reasons must be text")
 
     def sigmas(self) -> Float[np.ndarray, " steps"]:
         """The effective noise multiplier of each of its steps."""
@@ -205,7 +208,7 @@ class Ledger:
 def _same_kind(a: Entry, b: Entry) -> bool:
     return all(
         getattr(a, field) == getattr(b, field)
-        for field in ("sampling", "mechanism", "private", "reasons", "seed")
+        for field in ("sampling", "mechanism", "charged", "private", "reasons", "seed")
     )
 
 

@@ -86,13 +86,14 @@ def privatize(
       A transformation whose `update` also takes `mask` [B], False for padding.
 
     Raises:
-      ValueError: a negative or non-finite noise multiplier, an expected batch size that is not > 0.
+      ValueError: a negative or non-finite noise multiplier, one that the clipper refuses, an expected batch
+        size that is not > 0.
 
-    Formal guarantee: with neighbouring batches that differ in one example, the noised sum of step t is a
-    Gaussian mechanism with noise multiplier sigma(t) * clipper.noise_to_sensitivity, for real numbers and
-    ideal noise; the accountant must be told the same sigma and how batches were drawn.  None where
-    `clipper.private` is False.  Noise of step t is derived from (key, t): no draw is used twice, and a
-    resumed run repeats the same noise for the same step.
+    Formal guarantee: with neighbouring batches that differ in one example, the noised sum of step t, with
+    whatever the clipper releases for its next bound, is a Gaussian mechanism with noise multiplier
+    sigma(t) * clipper.noise_to_sensitivity, for real numbers and ideal noise; the accountant must be told the
+    same sigma and how batches were drawn.  None where `clipper.private` is False.  Noise of step t is derived
+    from (key, t): no draw is used twice, and a resumed run repeats the same noise for the same step.
 
     >>> import optax
     >>> from jaxdp import clipping, schedules
@@ -106,6 +107,7 @@ def privatize(
     if callable(noise_multiplier):
         sigma = noise_multiplier
     else:
+        clipper.check([noise_multiplier])
         sigma = schedules.constant(noise_multiplier) if noise_multiplier else None
 
     def init_fn(params):
@@ -227,5 +229,10 @@ def accounted_noise_multipliers(
     """What the accountant charges for: sigma(t) relative to the true sensitivity, float64 [steps].
 
     For a clipper that is not private these are the published, nominal values.
+
+    Raises:
+      ValueError: at some step the clipper itself would spend more than the whole step may.
     """
-    return schedules.values(noise_multiplier, steps, start) * clipper.noise_to_sensitivity
+    values = schedules.values(noise_multiplier, steps, start)
+    clipper.check(values, start)
+    return values * clipper.noise_to_sensitivity

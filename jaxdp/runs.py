@@ -35,6 +35,7 @@ _MECHANISM = {
         "l2_norm_clip",
         "l2_norm_clip_end",
     ),
+    *("target_quantile", "clip_learning_rate", "count_noise"),
     *("steps", "sampling", "sampling_rate", "target_epsilon", "learning_rate"),
 }
 # ... and how closely it is watched, and its privacy stated.
@@ -60,7 +61,9 @@ class TrainResult:
       run: its functions and data.
       state: the final state.
       ledger: the privacy spent.
-      curves: lists of equal length: `step`, `test_accuracy`, and with diagnostics `training_loss`, `clipped`.
+      curves: lists of equal length: `step`, `test_accuracy`; of an adaptive clipper `l2_norm_clip`, the bound
+        on an example's whole gradient at that step (from noised counts: nothing more to charge for); with
+        diagnostics `training_loss`, `clipped`.
       epsilon: the claim, or None where the run is not private.
       nonfinite: examples left out since their gradient was not finite; not covered by any epsilon.
       seconds: wall time of training, without compilation.
@@ -116,6 +119,7 @@ def entry(run: Run, start: int, stop: int) -> Entry:
         noise_multipliers=ledger.run_lengths(sigmas),
         sampling=_sampling(run),
         mechanism=config.clipping,
+        charged="" if run.clipper is None else run.clipper.charged,
         private=not reasons,
         reasons=reasons,
         seed="entropy" if config.noise_seed is None else "given",
@@ -173,32 +177,35 @@ class _Progress:
     """Curves so far, read one epoch late so that the device never waits for the host."""
 
     curves: dict[str, list[float]]
-    diagnostics: bool
-    waiting: tuple[int, Any, Diagnostics, Any] | None = None
+    waiting: tuple[int, Any, Diagnostics, TrainState] | None = None
 
-    def add(self, step: int, accuracy: Any, diagnostics: Diagnostics, overflow: Any) -> None:
+    def add(self, step: int, accuracy: Any, diagnostics: Diagnostics, state: TrainState) -> None:
         self.flush()
-        self.waiting = (step, accuracy, diagnostics, overflow)
+        self.waiting = (step, accuracy, diagnostics, state)
 
     def flush(self) -> None:
         if self.waiting is None:
             return
-        step, accuracy, diagnostics, overflow = self.waiting
+        step, accuracy, diagnostics, state = self.waiting
         self.waiting = None
-        if bool(overflow):
+        if bool(state.overflow):
             raise ValueError(
                 f"step<={step}: a Poisson batch outgrew its places, which happens with probability below "
                 "1e-9 a run; the steps since the last checkpoint are void, run again"
             )
         self.curves["step"].append(step)
         self.curves["test_accuracy"].append(float(accuracy))
-        if self.diagnostics:
+        if "l2_norm_clip" in self.curves:
+            self.curves["l2_norm_clip"].append(float(np.linalg.norm(state.opt_state[0].clip.bound)))
+        if "training_loss" in self.curves:
             self.curves["training_loss"].append(float(diagnostics.loss))
             self.curves["clipped"].append(float(diagnostics.clipped))
 
 
 def _new_curves(config: TrainConfig) -> dict[str, list[float]]:
-    names = ("step", "test_accuracy", *(("training_loss", "clipped") if config.diagnostics else ()))
+    names = ["step", "test_accuracy"]
+    names += ["l2_norm_clip"] * (config.schedule != "none" and config.clipping.startswith("quantile"))
+    names += ["training_loss", "clipped"] * config.diagnostics
     return {name: [] for name in names}
 
 
@@ -218,11 +225,22 @@ def _resume(run: Run, folder: pathlib.Path) -> tuple[TrainState, Ledger, dict[st
         raise ValueError(f"steps={run.config.steps}: the checkpoint is at step {saved.step} already")
     curves = {name: saved.document["curves"].get(name, []) for name in _new_curves(run.config)}
     state = saved.state
-    if any(before[name] != now[name] for name in _MECHANISM):
+    if before.get("l2_norm_clip") != now["l2_norm_clip"]:
+        state = _with_new_bound(state, run)
+    if any(before.get(name) != now[name] for name in _MECHANISM):
         # Steps after the checkpoint may have been taken with the old parameters before the interruption: the
         # new ones must not meet the same noise again.
         state = _with_new_noise(state, saved.step)
     return state, spent, curves
+
+
+def _with_new_bound(state: TrainState, run: Run) -> TrainState:
+    """An adaptive clip bound starts again from the new one that was asked for."""
+    noise = training.noise_state(state)
+    if noise is None:
+        return state
+    first = noise._replace(clip=run.init(run.config).opt_state[0].clip)
+    return state._replace(opt_state=(first, *state.opt_state[1:]))
 
 
 def _with_new_noise(state: TrainState, step: int) -> TrainState:
@@ -334,7 +352,7 @@ def _advance(
     jax.block_until_ready(run.epoch(state, train_arrays, np.int32(0)))  # compiles, and takes no step
     run.evaluate(state.params).block_until_ready()
     compile_seconds = time.perf_counter() - began
-    waiting = _Progress(curves, config.diagnostics)
+    waiting = _Progress(curves)
     first = int(state.step)
     if observer is not None:
         observer(first, state.params)
@@ -342,7 +360,7 @@ def _advance(
     began = time.perf_counter()
     for pause in _epochs(first, stop, config.evaluate_every):
         state, diagnostics = run.epoch(state, train_arrays, np.int32(pause))
-        waiting.add(pause, run.evaluate(state.params), diagnostics, state.overflow)
+        waiting.add(pause, run.evaluate(state.params), diagnostics, state)
         if observer is not None:
             observer(pause, state.params)
         if writer is not None:

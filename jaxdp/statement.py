@@ -8,7 +8,8 @@ from jaxdp.ledger import Ledger
 ADJACENCY_IN_WORDS = {
     "add_or_remove_one": "data sets that differ in one example more or less",
     "replace_one": "data sets of the same size that differ in one example, exchanged for any other",
-    "zero_out": "data sets that differ in one example, whose gradient is replaced by zero",
+    "zero_out": "data sets that differ in one example, whose part in every sum (the gradient, and a count "
+    "where there is one) is replaced by zero",
 }
 _SAMPLING_ASSUMED = {
     "poisson": "each example was drawn for each step on its own, with the stated probability, and the "
@@ -123,6 +124,11 @@ def privacy_statement(
     assumptions.append(
         "every example's contribution to a sum is bounded as recorded, and sums are divided by a constant"
     )
+    if any(entry.charged for entry in ledger.entries):
+        assumptions.append(
+            "the clip bound follows noised counts only, and no noise multiplier follows it: all were fixed "
+            "before the run, so that they compose as usual"
+        )
     assumptions += dict.fromkeys(_SAMPLING_ASSUMED[entry.sampling.kind] for entry in ledger.entries)
     return Statement(
         private=private,
@@ -142,4 +148,5 @@ def _describe(entry) -> str:
     return (
         f"steps {entry.start} to {entry.stop - 1}: Gaussian noise on the sum of per-example gradients,"
         f" {entry.mechanism} clipping, effective noise multiplier {span}"
+        + (f" = {entry.charged}" if entry.charged else "")
     )

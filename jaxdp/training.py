@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from jaxdp import clipping, convolution, data, models, sampling, schedules
+from jaxdp import adaptive_clipping, clipping, convolution, data, models, sampling, schedules
+from jaxdp.adaptive_clipping import LEARNING_RATE, TARGET_QUANTILE
 from jaxdp.data import Dataset
 from jaxdp.privatize import PrivatizeState, clipped_gradients, entropy_key, privatize
 from jaxdp.sampling import Sampler
@@ -22,6 +23,9 @@ from jaxdp.schedules import Schedule
 
 ScheduleName = Literal[
     "none", "fixed", "linear", "staircase", "exponential", "quarter_cosine", "inverse_time", "polynomial"
+]
+ClippingName = Literal[
+    "flat", "automatic", "per_layer", "per_layer_published", "l2_max", "quantile", "quantile_per_layer"
 ]
 OPTIMIZERS = {
     "sgd": lambda rate: optax.sgd(rate),
@@ -57,12 +61,18 @@ class TrainConfig:
     """Factor on the whole schedule."""
     target_epsilon: float | None = None
     """Scale the schedule so that the whole run spends this epsilon (instead of --scale)."""
-    clipping: Literal["flat", "automatic", "per_layer", "per_layer_published", "l2_max"] = "flat"
+    clipping: ClippingName = "flat"
     """How each example's gradient is bounded."""
     l2_norm_clip: float = 1.0
-    """Bound C on an example's gradient."""
+    """Bound C on an example's gradient; of quantile clipping where the bound starts."""
     l2_norm_clip_end: float | None = None
     """Where given, C falls linearly to this over the run."""
+    target_quantile: float = TARGET_QUANTILE
+    """Quantile clipping: the share of examples that are to be below the bound."""
+    clip_learning_rate: float = LEARNING_RATE
+    """Quantile clipping: how fast ln C follows the noised share."""
+    count_noise: float | None = None
+    """Quantile clipping: noise on the count; None for the larger of batch / 20 and the largest sigma."""
 
     steps: int = 500
     """Number of steps."""
@@ -103,10 +113,17 @@ class TrainConfig:
             raise ValueError(f"delta={self.delta}: must lie in (0, 1)")
         if not 0 < self.sampling_rate <= 1:
             raise ValueError(f"sampling_rate={self.sampling_rate}: must lie in (0, 1]")
-        for name in ("learning_rate", "scale", "l2_norm_clip", "target_epsilon", "budget_epsilon"):
+        for name in (
+            *("learning_rate", "scale", "l2_norm_clip", "target_epsilon", "budget_epsilon"),
+            *("clip_learning_rate", "count_noise"),
+        ):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise ValueError(f"{name}={value}: must be finite and > 0")
+        if self.clipping.startswith("quantile") and self.l2_norm_clip_end is not None:
+            raise ValueError(
+                f"l2_norm_clip_end={self.l2_norm_clip_end}: {self.clipping} clipping finds its own bound"
+            )
         if self.target_epsilon is not None and self.scale != 1:
             raise ValueError(
                 f"scale={self.scale}, target_epsilon={self.target_epsilon}: the target sets the scale"
@@ -210,9 +227,22 @@ def make_model(config: TrainConfig, dataset: Dataset) -> models.Model:
     )
 
 
-def make_clipper(config: TrainConfig, params: PyTree) -> clipping.Clipper:
-    """The clipper as configured, for parameters of this structure."""
+def make_clipper(
+    config: TrainConfig, params: PyTree, sigma: Schedule, expected_batch_size: float
+) -> clipping.Clipper:
+    """The clipper as configured, for parameters of this structure and this noise multiplier."""
     bound = config.l2_norm_clip
+    if config.clipping.startswith("quantile"):
+        largest = float(schedules.values(sigma, config.steps).max())
+        default = adaptive_clipping.default_count_noise(expected_batch_size, largest)
+        return clipping.create(
+            config.clipping,
+            bound,
+            expected_batch_size=expected_batch_size,
+            target_quantile=config.target_quantile,
+            learning_rate=config.clip_learning_rate,
+            count_noise=default if config.count_noise is None else config.count_noise,
+        )
     if config.l2_norm_clip_end is not None:
         bound = schedules.linear(config.steps, start=bound, end=config.l2_norm_clip_end)
     return clipping.create(config.clipping, bound, layers=len(jax.tree.leaves(params)))
@@ -283,7 +313,9 @@ def build(config: TrainConfig, *, dataset: Dataset | None = None) -> Run:
     model = make_model(config, dataset)
     sampler = sampling.create(config.sampling, dataset.train_size, config.sampling_rate, config.steps)
     sigma = noise_schedule(config)
-    clipper = None if sigma is None else make_clipper(config, model.params)
+    clipper = (
+        None if sigma is None else make_clipper(config, model.params, sigma, sampler.expected_batch_size)
+    )
     parts = (
         models.cross_entropy(model),
         OPTIMIZERS[config.optimizer](config.learning_rate),
