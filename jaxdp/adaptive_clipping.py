@@ -96,20 +96,24 @@ def default_count_noise(expected_batch_size: float, largest_noise_multiplier: fl
     return max(expected_batch_size / BATCHES_PER_COUNT_NOISE, largest_noise_multiplier)
 
 
-def _validate(l2_norm_clip, expected_batch_size, target_quantile, learning_rate, count_noise):
+def _first_bound(l2_norm_clip: float | Schedule) -> float:
     if callable(l2_norm_clip):
         raise ValueError(
             "l2_norm_clip=<schedule>: quantile clipping starts from a number and finds its own bound"
         )
     if not RANGE[0] <= l2_norm_clip <= RANGE[1]:
         raise ValueError(f"l2_norm_clip={l2_norm_clip}: must lie in [{RANGE[0]:g}, {RANGE[1]:g}]")
+    return l2_norm_clip
+
+
+def _validate(expected_batch_size, target_quantile, learning_rate, count_noise) -> None:
     if not 0 < target_quantile < 1:
         raise ValueError(f"target_quantile={target_quantile}: must lie in (0, 1)")
     positive = dict(
         expected_batch_size=expected_batch_size, learning_rate=learning_rate, count_noise=count_noise
     )
     for name, value in positive.items():
-        if value is None or not (math.isfinite(value) and value > 0):
+        if not (math.isfinite(value) and value > 0):
             raise ValueError(f"{name}={value}: must be finite and > 0")
 
 
@@ -122,13 +126,15 @@ def _quantile(
     learning_rate: float,
     count_noise: float | None,
 ) -> Clipper:
-    if count_noise is None and expected_batch_size is not None:
-        count_noise = default_count_noise(expected_batch_size)
-    _validate(l2_norm_clip, expected_batch_size, target_quantile, learning_rate, count_noise)
+    if expected_batch_size is None:
+        raise ValueError("expected_batch_size=None: turns the count of quantile clipping into a share")
+    count_noise = default_count_noise(expected_batch_size) if count_noise is None else count_noise
+    first = _first_bound(l2_norm_clip)
+    _validate(expected_batch_size, target_quantile, learning_rate, count_noise)
 
     def init(params: PyTree) -> QuantileState:
         shape = (len(jax.tree.leaves(params)),) if per_layer else ()
-        return QuantileState(jnp.full(shape, l2_norm_clip, jnp.float32))
+        return QuantileState(jnp.full(shape, first, jnp.float32))
 
     def clip(grads, state, step, mask):
         norms = leaf_norms(grads)

@@ -61,7 +61,7 @@ def noise_like(key: Array, tree: PyTree) -> PyTree:
 
 def privatize(
     clipper: Clipper,
-    noise_multiplier: float | Schedule,
+    noise_multiplier: float | Schedule | None,
     expected_batch_size: float,
     *,
     key: Array | None = None,
@@ -76,7 +76,8 @@ def privatize(
     Args:
       clipper: from `jaxdp.clipping`.
       noise_multiplier: sigma, or the schedule sigma(t), relative to the clipper's noise scale; 0 for no noise
-        (and no privacy).
+        (and no privacy).  None where it is chosen from noised outputs: each update then takes its own
+        `noise_multiplier`, and a filter says what may be claimed (`jaxdp.filters`).
       expected_batch_size: q n for Poisson batches, the fixed size otherwise.  Never the size of the batch at
         hand, which is private.
       key: the noise key.  None takes the operating system's entropy; whoever knows a given key can remove the
@@ -102,9 +103,12 @@ def privatize(
     """
     if not (math.isfinite(expected_batch_size) and expected_batch_size > 0):
         raise ValueError(f"expected_batch_size={expected_batch_size}: must be finite and > 0")
-    if not callable(noise_multiplier) and not (math.isfinite(noise_multiplier) and noise_multiplier >= 0):
+    given_each_step = noise_multiplier is None
+    if not (given_each_step or callable(noise_multiplier)) and not (
+        math.isfinite(noise_multiplier) and noise_multiplier >= 0
+    ):
         raise ValueError(f"noise_multiplier={noise_multiplier}: must be finite and >= 0, or a schedule")
-    if callable(noise_multiplier):
+    if given_each_step or callable(noise_multiplier):
         sigma = noise_multiplier
     else:
         clipper.check([noise_multiplier])
@@ -121,16 +125,21 @@ def privatize(
             nonfinite=zero,
         )
 
-    def update_fn(updates, state, params=None, *, mask=None, **extra):
+    def update_fn(updates, state, params=None, *, mask=None, noise_multiplier=None, **extra):
+        if (noise_multiplier is not None) != given_each_step:
+            raise ValueError(
+                f"noise_multiplier={noise_multiplier}: an update takes one exactly where privatize was given "
+                "None"
+            )
         summed = updates
         if not isinstance(updates, ClippedSum):
             mask = jnp.ones(gradients.batch_size(updates), bool) if mask is None else mask
             summed = clipper.clip(updates, state.clip, state.step, mask)
         gradient_key, clipper_key = jax.random.split(jax.random.fold_in(state.key, state.step))
         total = summed.gradients
-        if sigma is not None:
-            multiplier = clipper.gradient_noise(sigma(state.step))
-            std = multiplier * clipper.noise_scale(summed, state.clip, state.step)
+        multiplier = noise_multiplier if sigma is None else sigma(state.step)
+        if multiplier is not None:
+            std = clipper.gradient_noise(multiplier) * clipper.noise_scale(summed, state.clip, state.step)
             total = jax.tree.map(lambda s, z: s + std * z, total, noise_like(gradient_key, total))
         like = total if params is None else params
         noised = jax.tree.map(lambda s, p: (s / expected_batch_size).astype(p.dtype), total, like)
