@@ -23,6 +23,9 @@ and the bound is reached by any example above C_t.  So the accountant charges fo
 needs z < 2 s_b, or the count alone would cost more than the pair may.  An exchanged example moves both sums
 by at most twice as much, as the accountant's replace-one assumes.
 
+The update is as long as C_t allows, so the effective learning rate grows with the bound: where the norms grow
+with the weights, a learning rate chosen for C = 1 can drive both up.  Take a smaller one, or Adam.
+
 **Ordinary composition holds.**  C_t is computed from noised counts of earlier steps and nothing else.  The
 noise of step t scales with C_t, but its multiplier z(t) was fixed before the run: given what was released
 before, each step is a Gaussian mechanism of a known multiplier, and that is what composition asks for.  (A z
