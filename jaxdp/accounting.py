@@ -46,10 +46,10 @@ class Epsilon:
       value: the upper bound: what is claimed.
       lower: a lower bound on what the composition of the worst-case pairs spends (`pld`); None for `rdp`.
       delta: the failure probability.
-      accountant: `rdp` or `pld`.
+      accountant: `rdp` or `pld`; `renyi filter` for a run that chose its noise as it went.
       adjacency: one of `ADJACENCIES`.
       sampling: in words.
-      order: the Renyi order that gave it (`rdp`).
+      order: the Renyi order that gave it (`rdp`), or that was fixed in advance (`renyi filter`).
       nominal: the run is not private; the number reproduces a published claim and bounds nothing.
     """
 
@@ -82,7 +82,16 @@ def validate(delta: float, adjacency: str, accountant: str = "rdp") -> None:
         raise ValueError(f"accountant={accountant!r}: choose from {', '.join(ACCOUNTANTS)}")
 
 
+def _refuse_adaptive(ledger: Ledger) -> None:
+    if ledger.filter is not None:
+        raise ValueError(
+            "filter: the noise multipliers followed noised outputs, so their sum proves nothing; the claim is "
+            "the filter's (jaxdp.filters.epsilon)"
+        )
+
+
 def _refuse_not_private(ledger: Ledger, nominal: bool) -> None:
+    _refuse_adaptive(ledger)
     if not ledger.private and not nominal:
         raise ValueError(
             f"private=False: no epsilon holds for this run, only a nominal one: {' '.join(ledger.reasons)}"
@@ -113,6 +122,7 @@ def runs(ledger: Ledger, adjacency: str, start: int = 0, stop: int | None = None
     Raises:
       ValueError: a sampling that has no theorem under this adjacency.
     """
+    _refuse_adaptive(ledger)
     by_rate: dict[float, list[np.ndarray]] = {}
     stop = ledger.steps if stop is None else stop
     for entry in ledger.entries:

@@ -11,14 +11,16 @@ parts add up over microbatches, so that a batch can be clipped piece by piece.
 | `per_layer`           | each tensor to C / sqrt(L)               | C             | yes     |
 | `per_layer_published` | each tensor to C                         | C sqrt(L)     | yes     |
 | `l2_max`              | each tensor to its own example's maximum | none          | NO      |
+| `quantile`            | as `flat`, to C_t from noised counts     | C_t           | yes     |
+| `quantile_per_layer`  | each tensor to its own C_t from counts   | |(C_t)|       | yes     |
 
-C is a number or a schedule C(t).  An example whose gradient is not finite contributes exactly zero and is
-counted.
+The last two are in `jaxdp.adaptive_clipping`.  C is a number or a schedule C(t).  An example whose gradient is
+not finite contributes exactly zero and is counted.
 """
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -28,7 +30,10 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from jaxdp import gradients, schedules
 from jaxdp.schedules import Schedule
 
-NAMES = ("flat", "automatic", "per_layer", "per_layer_published", "l2_max")
+NAMES = (
+    *("flat", "automatic", "per_layer", "per_layer_published", "l2_max"),
+    *("quantile", "quantile_per_layer"),
+)
 
 
 class ClippedSum(NamedTuple):
@@ -70,7 +75,8 @@ class Clipper:
       private: whether noise scaled by `noise_scale` gives differential privacy.
       reason: where not private, why not: a sentence for the privacy statement.
       clip: `(grads, state, step, mask [B]) -> ClippedSum`.
-      sensitivity: step -> L2 sensitivity of the sum under add-or-remove-one; None where there is none.
+      sensitivity: `(state, step) -> L2 sensitivity of the sum` under add-or-remove-one; None where there is
+        none.
       noise_scale: `(summed, state, step) -> scalar`: the noise's standard deviation is this times the noise
         multiplier.  Equal to the sensitivity unless the published method says otherwise.
       noise_to_sensitivity: noise_scale / sensitivity, a constant: the accountant charges for sigma(t) times
@@ -79,18 +85,44 @@ class Clipper:
       update: `(state, summed, step, key) -> state`, called once a step after all microbatches.
       gradient_noise: noise multiplier of the whole step -> that of the gradient, where the clipper spends a
         part of the budget itself.
+      noise_multiplier_limit: what the noise multiplier of the whole step must stay below, for that part.
+      refusal: why a noise multiplier at or above the limit is refused.
+      charged: what the clipper releases beside the gradient, and how both are charged: a clause for the
+        privacy statement.
     """
 
     name: str
     private: bool = True
     reason: str = ""
     clip: Callable[..., ClippedSum]
-    sensitivity: Schedule | None
+    sensitivity: Callable[[PyTree, Any], Array] | None
     noise_scale: Callable[[ClippedSum, PyTree, Any], Array]
     noise_to_sensitivity: float = 1.0
     init: Callable[[PyTree], PyTree] = _no_state
     update: Callable[[PyTree, ClippedSum, Any, Array], PyTree] = _same_state
     gradient_noise: Callable[[Array], Array] = _same_multiplier
+    noise_multiplier_limit: float = math.inf
+    refusal: Callable[[float], str] = str
+    charged: str = ""
+
+    def check(self, noise_multipliers: Iterable[float], first: int = 0) -> None:
+        """Refuses noise multipliers that leave nothing for the gradient.
+
+        Args:
+          noise_multipliers: of the steps from `first` on.
+          first: number of the first step, for the message.
+
+        Raises:
+          ValueError: one of them is at or above the limit.
+        """
+        for step, value in enumerate(noise_multipliers, first):
+            if value >= self.noise_multiplier_limit:
+                raise ValueError(f"step={step}: {self.refusal(value)}")
+
+
+def _of_step(schedule: Schedule) -> Callable[[PyTree, Any], Array]:
+    """A sensitivity that no state changes."""
+    return lambda state, step: schedule(step)
 
 
 def _as_schedule(l2_norm_clip: float | Schedule) -> Schedule:
@@ -102,13 +134,14 @@ def _as_schedule(l2_norm_clip: float | Schedule) -> Schedule:
     return schedules.constant(l2_norm_clip)
 
 
-def _leaf_norms(grads: PyTree) -> list[Float[Array, " b"]]:
+def leaf_norms(grads: PyTree) -> list[Float[Array, " b"]]:
     """The L2 norm of each example's gradient of each parameter, one [B] array a parameter."""
     leaves = jax.tree.leaves(grads, is_leaf=gradients.is_leaf)
     return [jnp.sqrt(gradients.squared_norm(leaf)) for leaf in leaves]
 
 
-def _global_norm(norms: list[Float[Array, " b"]]) -> Float[Array, " b"]:
+def global_norm(norms: list[Float[Array, " b"]]) -> Float[Array, " b"]:
+    """The L2 norm of each example's whole gradient, from those of its tensors."""
     stacked = jnp.stack(norms)
     return jnp.sqrt(jnp.einsum("lb,lb->b", stacked, stacked))
 
@@ -145,7 +178,7 @@ def clipped_sum(
     )
 
 
-def _down_to(bound, norms):
+def down_to(bound, norms):
     """The factor that takes a norm down to `bound`; 1 where it is below already."""
     return bound / jnp.maximum(norms, bound)
 
@@ -159,13 +192,16 @@ def flat(l2_norm_clip: float | Schedule) -> Clipper:
     bound = _as_schedule(l2_norm_clip)
 
     def clip(grads, state, step, mask):
-        norms = _leaf_norms(grads)
-        norm = _global_norm(norms)
-        weights = _down_to(bound(step), norm)
+        norms = leaf_norms(grads)
+        norm = global_norm(norms)
+        weights = down_to(bound(step), norm)
         return clipped_sum(grads, [weights] * len(norms), jnp.isfinite(norm), mask, ())
 
     return Clipper(
-        name="flat", clip=clip, sensitivity=bound, noise_scale=lambda summed, state, step: bound(step)
+        name="flat",
+        clip=clip,
+        sensitivity=_of_step(bound),
+        noise_scale=lambda summed, state, step: bound(step),
     )
 
 
@@ -183,13 +219,16 @@ def automatic(l2_norm_clip: float | Schedule, gamma: float = 0.01) -> Clipper:
         raise ValueError(f"gamma={gamma}: must be finite and > 0")
 
     def clip(grads, state, step, mask):
-        norms = _leaf_norms(grads)
-        norm = _global_norm(norms)
+        norms = leaf_norms(grads)
+        norm = global_norm(norms)
         weights = bound(step) / (norm + gamma)
         return clipped_sum(grads, [weights] * len(norms), jnp.isfinite(norm), mask, ())
 
     return Clipper(
-        name="automatic", clip=clip, sensitivity=bound, noise_scale=lambda summed, state, step: bound(step)
+        name="automatic",
+        clip=clip,
+        sensitivity=_of_step(bound),
+        noise_scale=lambda summed, state, step: bound(step),
     )
 
 
@@ -197,10 +236,10 @@ def _clip_each(bound_of_layer: Callable[[Any, int], Array]):
     """Clips every tensor of the gradient by itself to `bound_of_layer(step, layers)`."""
 
     def clip(grads, state, step, mask):
-        norms = _leaf_norms(grads)
+        norms = leaf_norms(grads)
         bound = bound_of_layer(step, len(norms))
-        weights = [_down_to(bound, norm) for norm in norms]
-        return clipped_sum(grads, weights, jnp.isfinite(_global_norm(norms)), mask, ())
+        weights = [down_to(bound, norm) for norm in norms]
+        return clipped_sum(grads, weights, jnp.isfinite(global_norm(norms)), mask, ())
 
     return clip
 
@@ -214,7 +253,7 @@ def per_layer(l2_norm_clip: float | Schedule) -> Clipper:
     return Clipper(
         name="per_layer",
         clip=_clip_each(lambda step, layers: bound(step) / math.sqrt(layers)),
-        sensitivity=bound,
+        sensitivity=_of_step(bound),
         noise_scale=lambda summed, state, step: bound(step),
     )
 
@@ -243,7 +282,7 @@ def per_layer_published(l2_norm_clip: float | Schedule, layers: int) -> Clipper:
     return Clipper(
         name="per_layer_published",
         clip=_clip_each(bound_of_layer),
-        sensitivity=lambda step: bound(step) * jnp.float32(math.sqrt(layers)),
+        sensitivity=lambda state, step: bound(step) * jnp.float32(math.sqrt(layers)),
         noise_scale=lambda summed, state, step: bound(step),
         noise_to_sensitivity=1 / math.sqrt(layers),
     )
@@ -263,11 +302,11 @@ def l2_max(low: float = 0.1, high: float = 32.0) -> Clipper:
         raise ValueError(f"low={low}, high={high}: need 0 < low <= high, both finite")
 
     def clip(grads, state, step, mask):
-        norms = _leaf_norms(grads)
+        norms = leaf_norms(grads)
         stacked = jnp.stack(norms)
-        finite = jnp.isfinite(_global_norm(norms))
+        finite = jnp.isfinite(global_norm(norms))
         bounds = jnp.clip(stacked.max(axis=0), low, high)
-        weights = [_down_to(bounds, norm) for norm in norms]
+        weights = [down_to(bounds, norm) for norm in norms]
         total = jnp.where(finite & mask, bounds, 0).sum()
         return clipped_sum(grads, weights, finite, mask, total)
 
@@ -281,17 +320,31 @@ def l2_max(low: float = 0.1, high: float = 32.0) -> Clipper:
     )
 
 
-def create(name: str, l2_norm_clip: float | Schedule, *, layers: int = 1) -> Clipper:
+def create(
+    name: str,
+    l2_norm_clip: float | Schedule,
+    *,
+    layers: int = 1,
+    expected_batch_size: float | None = None,
+    **adaptation: float | None,
+) -> Clipper:
     """The clipper called `name`.
 
     Args:
       name: one of `NAMES`.
-      l2_norm_clip: the bound C, or C(t); `l2_max` takes none and ignores it.
+      l2_norm_clip: the bound C, or C(t); of the quantile clippers the first bound; `l2_max` takes none and
+        ignores it.
       layers: number of parameter tensors, for `per_layer_published`.
+      expected_batch_size: for the quantile clippers.
+      **adaptation: of the quantile clippers: `target_quantile`, `learning_rate`, `count_noise`.
 
     Raises:
       ValueError: an unknown name, or a bound that is refused.
     """
+    if name in ("quantile", "quantile_per_layer"):
+        from jaxdp import adaptive_clipping
+
+        return adaptive_clipping.BY_NAME[name](l2_norm_clip, expected_batch_size, **adaptation)
     if name == "l2_max":
         return l2_max()
     if name == "per_layer_published":

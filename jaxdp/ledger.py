@@ -68,6 +68,30 @@ class Sampling:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Filter:
+    """A budget of Renyi differential privacy at one order, fixed before the first step: see `jaxdp.filters`.
+
+    Attributes:
+      order: the Renyi order.
+      budget: how much RDP at that order the whole run may spend.
+      epsilon, delta: what the budget means, and what is claimed.
+      adjacency: of `accounting.ADJACENCIES`.
+    """
+
+    order: float
+    budget: float
+    epsilon: float
+    delta: float
+    adjacency: str
+
+    def __post_init__(self):
+        for name, low in (("order", 1.0), ("budget", 0.0), ("epsilon", 0.0), ("delta", 0.0)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not (isinstance(value, (int, float)) and low < value < math.inf):
+                raise ValueError(f"{name}={value!r}: a filter needs a finite number > {low:g}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Entry:
     """What was done in the steps `start .. stop - 1`.
 
@@ -79,9 +103,13 @@ class Entry:
         whatever the clipping calls them.
       sampling: how batches were drawn.
       mechanism: name of the clipping, for the statement.
+      charged: what is released beside the gradient and paid by the same noise multiplier: a clause for the
+        statement; empty where there is nothing.
       private: whether the effective multipliers hold at all.
       reasons: why not, one sentence each; not empty exactly where `private` is False.
       seed: `entropy` (of the operating system) or `given`: noise that someone can predict.
+      filter: where the noise multipliers were chosen during the run from noised outputs, the filter that
+        admitted them; None where they were fixed before it.
     """
 
     start: int
@@ -89,9 +117,11 @@ class Entry:
     noise_multipliers: tuple[tuple[float, int], ...]
     sampling: Sampling
     mechanism: str = "flat"
+    charged: str = ""
     private: bool = True
     reasons: tuple[str, ...] = ()
     seed: str = "entropy"
+    filter: Filter | None = None
 
     def __post_init__(self):
         _whole(0, start=self.start)
@@ -111,8 +141,8 @@ class Entry:
             raise ValueError(
                 f"private={self.private!r}: with reasons={list(self.reasons)}; say why exactly if not private"
             )
-        if not isinstance(self.mechanism, str) or not all(isinstance(r, str) for r in self.reasons):
-            raise ValueError(f"mechanism={self.mechanism!r}: mechanism and reasons must be text")
+        if not all(isinstance(text, str) for text in (self.mechanism, self.charged, *self.reasons)):
+            raise ValueError(f"mechanism={self.mechanism!r}: mechanism, charged and reasons must be text")
 
     def sigmas(self) -> Float[np.ndarray, " steps"]:
         """The effective noise multiplier of each of its steps."""
@@ -139,6 +169,10 @@ class Ledger:
                 kind = "gap" if entry.start > expected else "overlap"
                 raise ValueError(f"start={entry.start}: {kind} in the ledger, step {expected} comes next")
             expected = entry.stop
+        if len({entry.filter for entry in self.entries}) > 1:
+            raise ValueError(
+                "filter: is fixed before the first step and holds for the whole run; entries differ in it"
+            )
 
     @property
     def steps(self) -> int:
@@ -149,6 +183,11 @@ class Ledger:
     def reasons(self) -> tuple[str, ...]:
         """Why the run is not private; empty if it is."""
         return tuple(dict.fromkeys(r for entry in self.entries for r in entry.reasons))
+
+    @property
+    def filter(self) -> Filter | None:
+        """The filter of the run; None where the noise multipliers were fixed before it."""
+        return self.entries[0].filter if self.entries else None
 
     @property
     def private(self) -> bool:
@@ -205,7 +244,7 @@ class Ledger:
 def _same_kind(a: Entry, b: Entry) -> bool:
     return all(
         getattr(a, field) == getattr(b, field)
-        for field in ("sampling", "mechanism", "private", "reasons", "seed")
+        for field in ("sampling", "mechanism", "charged", "private", "reasons", "seed", "filter")
     )
 
 
@@ -248,6 +287,7 @@ def _entry(record: dict) -> Entry:
         "noise_multipliers": tuple((sigma, steps) for sigma, steps in record["noise_multipliers"]),
         "sampling": Sampling(**record["sampling"]),
         "reasons": tuple(record["reasons"]),
+        "filter": Filter(**record["filter"]) if record.get("filter") else None,
     }
     return Entry(**(record | changed))
 
@@ -267,6 +307,8 @@ def to_event(ledger: Ledger):
 
     if not ledger.private:
         raise ValueError(f"private=False: {' '.join(ledger.reasons)}")
+    if ledger.filter is not None:
+        raise ValueError("filter: noise that followed noised outputs is no event; see jaxdp.filters")
     events: list[dp.DpEvent] = []
     for entry in ledger.entries:
         kind = entry.sampling.kind

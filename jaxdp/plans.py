@@ -20,7 +20,7 @@ class Plan:
       scale: factor on the schedule.
       noise_ratio: effective over nominal noise multiplier: noise scale over L2 sensitivity, 1 for flat
         clipping, 1/sqrt(L) for per-layer clipping as published.
-      mechanism, private, reasons, seed: as in `jaxdp.ledger.Entry`.
+      mechanism, charged, private, reasons, seed: as in `jaxdp.ledger.Entry`.
     """
 
     schedule: str | Callable = "fixed"
@@ -30,6 +30,7 @@ class Plan:
     scale: float = 1.0
     noise_ratio: float = 1.0
     mechanism: str = "flat"
+    charged: str = ""
     private: bool = True
     reasons: tuple[str, ...] = ()
     seed: str = "entropy"
@@ -62,6 +63,7 @@ class Plan:
             noise_multipliers=run_lengths(sigmas),
             sampling=self.sampling,
             mechanism=self.mechanism,
+            charged=self.charged,
             private=self.private,
             reasons=self.reasons,
             seed=self.seed,

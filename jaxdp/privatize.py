@@ -61,7 +61,7 @@ def noise_like(key: Array, tree: PyTree) -> PyTree:
 
 def privatize(
     clipper: Clipper,
-    noise_multiplier: float | Schedule,
+    noise_multiplier: float | Schedule | None,
     expected_batch_size: float,
     *,
     key: Array | None = None,
@@ -76,7 +76,8 @@ def privatize(
     Args:
       clipper: from `jaxdp.clipping`.
       noise_multiplier: sigma, or the schedule sigma(t), relative to the clipper's noise scale; 0 for no noise
-        (and no privacy).
+        (and no privacy).  None where it is chosen from noised outputs: each update then takes its own
+        `noise_multiplier`, and a filter says what may be claimed (`jaxdp.filters`).
       expected_batch_size: q n for Poisson batches, the fixed size otherwise.  Never the size of the batch at
         hand, which is private.
       key: the noise key.  None takes the operating system's entropy; whoever knows a given key can remove the
@@ -86,13 +87,14 @@ def privatize(
       A transformation whose `update` also takes `mask` [B], False for padding.
 
     Raises:
-      ValueError: a negative or non-finite noise multiplier, an expected batch size that is not > 0.
+      ValueError: a negative or non-finite noise multiplier, one that the clipper refuses, an expected batch
+        size that is not > 0.
 
-    Formal guarantee: with neighbouring batches that differ in one example, the noised sum of step t is a
-    Gaussian mechanism with noise multiplier sigma(t) * clipper.noise_to_sensitivity, for real numbers and
-    ideal noise; the accountant must be told the same sigma and how batches were drawn.  None where
-    `clipper.private` is False.  Noise of step t is derived from (key, t): no draw is used twice, and a
-    resumed run repeats the same noise for the same step.
+    Formal guarantee: with neighbouring batches that differ in one example, the noised sum of step t, with
+    whatever the clipper releases for its next bound, is a Gaussian mechanism with noise multiplier
+    sigma(t) * clipper.noise_to_sensitivity, for real numbers and ideal noise; the accountant must be told the
+    same sigma and how batches were drawn.  None where `clipper.private` is False.  Noise of step t is derived
+    from (key, t): no draw is used twice, and a resumed run repeats the same noise for the same step.
 
     >>> import optax
     >>> from jaxdp import clipping, schedules
@@ -101,11 +103,15 @@ def privatize(
     """
     if not (math.isfinite(expected_batch_size) and expected_batch_size > 0):
         raise ValueError(f"expected_batch_size={expected_batch_size}: must be finite and > 0")
-    if not callable(noise_multiplier) and not (math.isfinite(noise_multiplier) and noise_multiplier >= 0):
+    given_each_step = noise_multiplier is None
+    if not (given_each_step or callable(noise_multiplier)) and not (
+        math.isfinite(noise_multiplier) and noise_multiplier >= 0
+    ):
         raise ValueError(f"noise_multiplier={noise_multiplier}: must be finite and >= 0, or a schedule")
-    if callable(noise_multiplier):
+    if given_each_step or callable(noise_multiplier):
         sigma = noise_multiplier
     else:
+        clipper.check([noise_multiplier])
         sigma = schedules.constant(noise_multiplier) if noise_multiplier else None
 
     def init_fn(params):
@@ -119,16 +125,21 @@ def privatize(
             nonfinite=zero,
         )
 
-    def update_fn(updates, state, params=None, *, mask=None, **extra):
+    def update_fn(updates, state, params=None, *, mask=None, noise_multiplier=None, **extra):
+        if (noise_multiplier is not None) != given_each_step:
+            raise ValueError(
+                f"noise_multiplier={noise_multiplier}: an update takes one exactly where privatize was given "
+                "None"
+            )
         summed = updates
         if not isinstance(updates, ClippedSum):
             mask = jnp.ones(gradients.batch_size(updates), bool) if mask is None else mask
             summed = clipper.clip(updates, state.clip, state.step, mask)
         gradient_key, clipper_key = jax.random.split(jax.random.fold_in(state.key, state.step))
         total = summed.gradients
-        if sigma is not None:
-            multiplier = clipper.gradient_noise(sigma(state.step))
-            std = multiplier * clipper.noise_scale(summed, state.clip, state.step)
+        multiplier = noise_multiplier if sigma is None else sigma(state.step)
+        if multiplier is not None:
+            std = clipper.gradient_noise(multiplier) * clipper.noise_scale(summed, state.clip, state.step)
             total = jax.tree.map(lambda s, z: s + std * z, total, noise_like(gradient_key, total))
         like = total if params is None else params
         noised = jax.tree.map(lambda s, p: (s / expected_batch_size).astype(p.dtype), total, like)
@@ -227,5 +238,10 @@ def accounted_noise_multipliers(
     """What the accountant charges for: sigma(t) relative to the true sensitivity, float64 [steps].
 
     For a clipper that is not private these are the published, nominal values.
+
+    Raises:
+      ValueError: at some step the clipper itself would spend more than the whole step may.
     """
-    return schedules.values(noise_multiplier, steps, start) * clipper.noise_to_sensitivity
+    values = schedules.values(noise_multiplier, steps, start)
+    clipper.check(values, start)
+    return values * clipper.noise_to_sensitivity

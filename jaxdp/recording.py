@@ -39,6 +39,8 @@ def curves(result: TrainResult) -> dict[str, list | None]:
     steps = result.curves["step"]
     sigma = result.run.noise_multiplier
     values = None if sigma is None else schedules.values(sigma, result.config.steps)
+    if result.run.following is not None:
+        values = result.ledger.sigmas()
     return {
         **result.curves,
         "epsilon": runs.epsilon_curve(result.ledger, result.config, steps),

@@ -15,13 +15,14 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from jaxdp import accounting, calibration, checkpoints, data, ledger, training
+from jaxdp import accounting, calibration, checkpoints, data, filters, ledger, training
 from jaxdp.data import Dataset
-from jaxdp.ledger import Entry, Ledger, Sampling
+from jaxdp.ledger import Entry, Filter, Ledger, Sampling
 from jaxdp.privatize import accounted_noise_multipliers
 from jaxdp.training import Diagnostics, Run, TrainConfig, TrainState
 
 Observer = Callable[[int, PyTree], None]
+SpentAt = Callable[[TrainState, int], Ledger]  # the state after a step, and its number -> what was spent
 
 # What a resumed run may change: the mechanism (the ledger keeps the old and the new) ...
 _MECHANISM = {
@@ -35,6 +36,7 @@ _MECHANISM = {
         "l2_norm_clip",
         "l2_norm_clip_end",
     ),
+    *("target_quantile", "clip_learning_rate", "count_noise"),
     *("steps", "sampling", "sampling_rate", "target_epsilon", "learning_rate"),
 }
 # ... and how closely it is watched, and its privacy stated.
@@ -60,7 +62,9 @@ class TrainResult:
       run: its functions and data.
       state: the final state.
       ledger: the privacy spent.
-      curves: lists of equal length: `step`, `test_accuracy`, and with diagnostics `training_loss`, `clipped`.
+      curves: lists of equal length: `step`, `test_accuracy`; of an adaptive clipper `l2_norm_clip`, the bound
+        on an example's whole gradient at that step (from noised counts: nothing more to charge for); with
+        diagnostics `training_loss`, `clipped`.
       epsilon: the claim, or None where the run is not private.
       nonfinite: examples left out since their gradient was not finite; not covered by any epsilon.
       seconds: wall time of training, without compilation.
@@ -102,10 +106,21 @@ def _sampling(run: Run) -> Sampling:
     )
 
 
-def entry(run: Run, start: int, stop: int) -> Entry:
-    """The ledger's entry for the steps `start .. stop - 1` of a run."""
-    config = run.config
-    if run.noise_multiplier is None or run.clipper is None:
+def entry(run: Run, start: int, stop: int, state: TrainState | None = None) -> Entry:
+    """The ledger's entry for the steps `start .. stop - 1` of a run.
+
+    Args:
+      run: what is run.
+      start, stop: the steps.
+      state: after them; of an adaptive schedule the noise multipliers are read back from it, of the others they
+        are known beforehand.
+    """
+    config, filter = run.config, None
+    if run.following is not None:
+        if state is None:
+            raise ValueError("state=None: the noise multipliers of an adaptive schedule are read from it")
+        sigmas, filter = run.following.used(state.follow, start, stop), run.following.filter
+    elif run.noise_multiplier is None or run.clipper is None:
         sigmas = np.zeros(stop - start)
     else:
         sigmas = accounted_noise_multipliers(run.clipper, run.noise_multiplier, stop - start, start)
@@ -116,9 +131,11 @@ def entry(run: Run, start: int, stop: int) -> Entry:
         noise_multipliers=ledger.run_lengths(sigmas),
         sampling=_sampling(run),
         mechanism=config.clipping,
+        charged="" if run.clipper is None else run.clipper.charged,
         private=not reasons,
         reasons=reasons,
         seed="entropy" if config.noise_seed is None else "given",
+        filter=filter,
     )
 
 
@@ -163,6 +180,8 @@ def claim(spent: Ledger, config: TrainConfig) -> accounting.Epsilon | None:
     """The epsilon that the run may claim; None where it is not private."""
     if not spent.private:
         return None
+    if spent.filter is not None:
+        return filters.epsilon(spent)
     return accounting.epsilon(
         spent, delta=config.delta, adjacency=config.adjacency, accountant=config.accountant
     )
@@ -173,38 +192,61 @@ class _Progress:
     """Curves so far, read one epoch late so that the device never waits for the host."""
 
     curves: dict[str, list[float]]
-    diagnostics: bool
-    waiting: tuple[int, Any, Diagnostics, Any] | None = None
+    waiting: tuple[int, Any, Diagnostics, TrainState] | None = None
 
-    def add(self, step: int, accuracy: Any, diagnostics: Diagnostics, overflow: Any) -> None:
+    def add(self, step: int, accuracy: Any, diagnostics: Diagnostics, state: TrainState) -> None:
         self.flush()
-        self.waiting = (step, accuracy, diagnostics, overflow)
+        self.waiting = (step, accuracy, diagnostics, state)
 
     def flush(self) -> None:
         if self.waiting is None:
             return
-        step, accuracy, diagnostics, overflow = self.waiting
+        step, accuracy, diagnostics, state = self.waiting
         self.waiting = None
-        if bool(overflow):
+        if bool(state.overflow):
             raise ValueError(
                 f"step<={step}: a Poisson batch outgrew its places, which happens with probability below "
                 "1e-9 a run; the steps since the last checkpoint are void, run again"
             )
         self.curves["step"].append(step)
         self.curves["test_accuracy"].append(float(accuracy))
-        if self.diagnostics:
+        if "l2_norm_clip" in self.curves:
+            self.curves["l2_norm_clip"].append(float(np.linalg.norm(state.opt_state[0].clip.bound)))
+        if "training_loss" in self.curves:
             self.curves["training_loss"].append(float(diagnostics.loss))
             self.curves["clipped"].append(float(diagnostics.clipped))
 
 
 def _new_curves(config: TrainConfig) -> dict[str, list[float]]:
-    names = ("step", "test_accuracy", *(("training_loss", "clipped") if config.diagnostics else ()))
+    names = ["step", "test_accuracy"]
+    names += ["l2_norm_clip"] * (config.schedule != "none" and config.clipping.startswith("quantile"))
+    names += ["training_loss", "clipped"] * config.diagnostics
     return {name: [] for name in names}
+
+
+def _storable(state: TrainState) -> TrainState:
+    """The state without what the ledger beside it says."""
+    return state._replace(follow=state.follow._replace(levels=())) if state.follow else state
+
+
+def _kept_filter(config: TrainConfig, folder: pathlib.Path) -> Filter | None:
+    """The filter of the run in a folder.
+
+    Raises:
+      ValueError: a run that was not begun as it is to go on: under a filter, or under none.
+    """
+    kept = ledger.from_json(checkpoints.restore(folder).document["ledger"]).filter
+    if (kept is None) == (config.schedule == "adaptive"):
+        was = "without a filter" if kept is None else "under a filter"
+        raise ValueError(
+            f"schedule={config.schedule!r}: the run was begun {was}, which is fixed before the first step"
+        )
+    return kept
 
 
 def _resume(run: Run, folder: pathlib.Path) -> tuple[TrainState, Ledger, dict[str, list[float]]]:
     """State, privacy spent and curves of the newest checkpoint, checked against the run that goes on."""
-    saved = checkpoints.restore(folder, like=run.init(run.config))
+    saved = checkpoints.restore(folder, like=_storable(run.init(run.config)))
     before, now = saved.document["config"], training.document(run.config)
     for name in sorted(set(now) - _MECHANISM - _WATCHING):
         if before.get(name) != now[name]:
@@ -218,11 +260,26 @@ def _resume(run: Run, folder: pathlib.Path) -> tuple[TrainState, Ledger, dict[st
         raise ValueError(f"steps={run.config.steps}: the checkpoint is at step {saved.step} already")
     curves = {name: saved.document["curves"].get(name, []) for name in _new_curves(run.config)}
     state = saved.state
-    if any(before[name] != now[name] for name in _MECHANISM):
+    if run.following is not None:
+        if int(state.follow.spent) != filters.spent(spent):
+            raise ValueError("ledger: the filter's account in the checkpoint's state is another; not resumed")
+        state = state._replace(follow=state.follow._replace(levels=run.following.init().levels))
+    if before.get("l2_norm_clip") != now["l2_norm_clip"]:
+        state = _with_new_bound(state, run)
+    if any(before.get(name) != now[name] for name in _MECHANISM):
         # Steps after the checkpoint may have been taken with the old parameters before the interruption: the
         # new ones must not meet the same noise again.
         state = _with_new_noise(state, saved.step)
     return state, spent, curves
+
+
+def _with_new_bound(state: TrainState, run: Run) -> TrainState:
+    """An adaptive clip bound starts again from the new one that was asked for."""
+    noise = training.noise_state(state)
+    if noise is None:
+        return state
+    first = noise._replace(clip=run.init(run.config).opt_state[0].clip)
+    return state._replace(opt_state=(first, *state.opt_state[1:]))
 
 
 def _with_new_noise(state: TrainState, step: int) -> TrainState:
@@ -237,6 +294,34 @@ def _with_new_noise(state: TrainState, step: int) -> TrainState:
 def _epochs(first: int, stop: int, every: int) -> list[int]:
     """Where to pause: at multiples of `every`, and at the end."""
     return [*range((first // every + 1) * every, stop, every), stop] if stop > first else []
+
+
+def _refuse_unbounded(config: TrainConfig, reasons: tuple[str, ...]) -> None:
+    if config.budget_epsilon is not None and reasons:
+        raise ValueError(f"budget_epsilon={config.budget_epsilon}: {'; '.join(reasons)}, so none can be kept")
+
+
+def _planned(run: Run, before: Ledger) -> tuple[SpentAt, int]:
+    """The ledger of a run whose noise is known beforehand, and the step at which its budget stops it."""
+    config, first = run.config, before.steps
+    plan = before.append(entry(run, first, config.steps)) if first < config.steps else before
+    _refuse_unbounded(config, plan.reasons)
+    stop = min(plan.steps, _affordable(plan, config)) if plan.private else plan.steps
+    return lambda state, step: plan.until(step), stop
+
+
+def _followed(run: Run, state: TrainState, before: Ledger) -> tuple[SpentAt, int]:
+    """The ledger of an adaptive schedule, read back from the device, which stops by itself."""
+    config, first = run.config, before.steps
+    _refuse_unbounded(config, before.reasons or _reasons(config, run))
+    assert run.clipper is not None and run.following is not None
+    run.clipper.check(run.following.noise_multipliers[-1:], first)
+    stop = config.steps if first or bool(run.admits(state)) else 0
+
+    def spent_at(state, step):
+        return before.append(entry(run, first, step, state)) if step > first else before
+
+    return spent_at, stop
 
 
 def train(
@@ -265,31 +350,28 @@ def train(
         Poisson batch that outgrew its places.
       OSError: a folder that cannot be written.
     """
+    folder = None if folder is None else pathlib.Path(folder)
+    going_on = folder is not None and checkpoints.latest_step(folder) is not None
+    if going_on and not resume:
+        raise ValueError(f"folder={str(folder)!r}: holds checkpoints already; resume, or choose another")
+    kept = _kept_filter(config, folder) if going_on else None
     if run is None:
         dataset = data.load(config.data, size=config.image_size) if dataset is None else dataset
         config = resolved(config, dataset)
-        run = training.build(config, dataset=dataset)
+        run = training.build(config, dataset=dataset, kept=kept)
     else:
         run = run.with_seeds(config.seed, config.noise_seed)
         config = run.config
     state, spent, curves = run.init(config), Ledger(), _new_curves(config)
-    folder = None if folder is None else pathlib.Path(folder)
-    if folder is not None and checkpoints.latest_step(folder) is not None:
-        if not resume:
-            raise ValueError(f"folder={str(folder)!r}: holds checkpoints already; resume, or choose another")
+    if going_on:
         state, spent, curves = _resume(run, folder)
     first = spent.steps
-    plan = spent.append(entry(run, first, config.steps)) if first < config.steps else spent
-    stop = min(plan.steps, _affordable(plan, config)) if plan.private else plan.steps
+    spent_at, stop = _planned(run, spent) if run.following is None else _followed(run, state, spent)
     if stop < 1:
         raise ValueError(f"budget_epsilon={config.budget_epsilon}: the first step alone would pass it")
-    if config.budget_epsilon is not None and not plan.private:
-        raise ValueError(
-            f"budget_epsilon={config.budget_epsilon}: {'; '.join(plan.reasons)}, so none can be kept"
-        )
     writer = None if folder is None else checkpoints.Writer(folder)
     seconds, compile_seconds, state = _advance(
-        run, state, max(first, stop), plan, curves, writer=writer, observer=observer, progress=progress
+        run, state, max(first, stop), spent_at, curves, writer=writer, observer=observer, progress=progress
     )
     noise = training.noise_state(state)
     nonfinite = 0 if noise is None else int(noise.nonfinite)
@@ -299,7 +381,7 @@ def train(
             "keep it as private as the data",
             stacklevel=2,
         )
-    spent = plan.until(int(state.step))
+    spent = spent_at(state, int(state.step))
     return TrainResult(
         config=config,
         run=run,
@@ -311,7 +393,7 @@ def train(
         seconds=seconds,
         steps_timed=int(state.step) - first,
         compile_seconds=compile_seconds,
-        stopped_by_budget=stop < config.steps,
+        stopped_by_budget=int(state.step) < config.steps,
     )
 
 
@@ -319,7 +401,7 @@ def _advance(
     run: Run,
     state: TrainState,
     stop: int,
-    plan: Ledger,
+    spent_at: SpentAt,
     curves: dict[str, list[float]],
     *,
     writer: checkpoints.Writer | None,
@@ -334,21 +416,25 @@ def _advance(
     jax.block_until_ready(run.epoch(state, train_arrays, np.int32(0)))  # compiles, and takes no step
     run.evaluate(state.params).block_until_ready()
     compile_seconds = time.perf_counter() - began
-    waiting = _Progress(curves, config.diagnostics)
-    first = int(state.step)
+    waiting = _Progress(curves)
+    first = done = int(state.step)
     if observer is not None:
         observer(first, state.params)
     bar = tqdm(total=stop, initial=first, unit="step", disable=not progress)
     began = time.perf_counter()
     for pause in _epochs(first, stop, config.evaluate_every):
         state, diagnostics = run.epoch(state, train_arrays, np.int32(pause))
-        waiting.add(pause, run.evaluate(state.params), diagnostics, state.overflow)
+        reached = pause if run.following is None else int(state.step)
+        if reached == done:
+            break  # the filter stopped where the last pause was
+        waiting.add(reached, run.evaluate(state.params), diagnostics, state)
         if observer is not None:
-            observer(pause, state.params)
+            observer(reached, state.params)
         if writer is not None:
             waiting.flush()
-            writer.save(pause, state, _document(run, plan.until(pause), curves))
-        bar.update(pause - bar.n)
+            writer.save(reached, _storable(state), _document(run, spent_at(state, reached), curves))
+        bar.update(reached - done)
+        done = reached
         if curves["test_accuracy"]:
             bar.set_postfix(accuracy=f"{curves['test_accuracy'][-1]:.3f}")
     waiting.flush()
@@ -368,17 +454,16 @@ def _document(run: Run, spent: Ledger, curves: dict[str, list[float]]) -> dict[s
 def from_checkpoint(folder: str | pathlib.Path) -> tuple[Run, TrainState, Ledger]:
     """The run, state and privacy spent of the newest checkpoint in a folder."""
     document = checkpoints.restore(folder).document
-    run = training.build(TrainConfig(**document["config"]))
-    return (
-        run,
-        checkpoints.restore(folder, like=run.init(run.config)).state,
-        ledger.from_json(document["ledger"]),
-    )
+    spent = ledger.from_json(document["ledger"])
+    run = training.build(TrainConfig(**document["config"]), kept=spent.filter)
+    return run, checkpoints.restore(folder, like=_storable(run.init(run.config))).state, spent
 
 
 def epsilon_curve(spent: Ledger, config: TrainConfig, steps: list[int]) -> list[float | None]:
     """RDP epsilon after each of the given steps; None where the run is not private."""
     if not spent.private or not spent.steps:
         return [None] * len(steps)
+    if spent.filter is not None:  # what a filter guarantees is its budget, at every step
+        return [filters.epsilon(spent).value] * len(steps)
     values = accounting.epsilon_trajectory(spent, delta=config.delta, adjacency=config.adjacency)
     return [0.0 if step == 0 else float(values[step - 1]) for step in steps]

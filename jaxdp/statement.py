@@ -3,12 +3,13 @@
 import dataclasses
 
 from jaxdp.accounting import Epsilon
-from jaxdp.ledger import Ledger
+from jaxdp.ledger import Filter, Ledger
 
 ADJACENCY_IN_WORDS = {
     "add_or_remove_one": "data sets that differ in one example more or less",
     "replace_one": "data sets of the same size that differ in one example, exchanged for any other",
-    "zero_out": "data sets that differ in one example, whose gradient is replaced by zero",
+    "zero_out": "data sets that differ in one example, whose part in every sum (the gradient, and a count "
+    "where there is one) is replaced by zero",
 }
 _SAMPLING_ASSUMED = {
     "poisson": "each example was drawn for each step on its own, with the stated probability, and the "
@@ -107,6 +108,11 @@ def privacy_statement(
     private = ledger.private and not undone
     if ledger.private and epsilon is None and not undone:
         raise ValueError("epsilon=None: a private run is stated with its epsilon")
+    if epsilon is not None and (epsilon.accountant == "renyi filter") != (ledger.filter is not None):
+        raise ValueError(
+            f"accountant={epsilon.accountant!r}: a run under a filter, and no other, is stated with the "
+            "filter's epsilon"
+        )
     if epsilon is not None and epsilon.nominal == ledger.private:
         raise ValueError(f"nominal={epsilon.nominal}: the run is {'' if ledger.private else 'not '}private")
     warnings = [f"Not private: {reason}" for reason in ledger.reasons]
@@ -123,6 +129,13 @@ def privacy_statement(
     assumptions.append(
         "every example's contribution to a sum is bounded as recorded, and sums are divided by a constant"
     )
+    if ledger.filter is not None:
+        assumptions += _assumed_of(ledger.filter)
+    elif any(entry.charged for entry in ledger.entries):
+        assumptions.append(
+            "the clip bound follows noised counts only, and no noise multiplier follows it: all were fixed "
+            "before the run, so that they compose as usual"
+        )
     assumptions += dict.fromkeys(_SAMPLING_ASSUMED[entry.sampling.kind] for entry in ledger.entries)
     return Statement(
         private=private,
@@ -136,10 +149,23 @@ def privacy_statement(
     )
 
 
+def _assumed_of(filter: Filter) -> list[str]:
+    return [
+        "the noise multipliers were chosen during the run from noised outputs (fully adaptive), so epsilon is "
+        "not the sum that ordinary composition gives for those that were used: it is the budget of a privacy "
+        f"filter, {filter.budget:.6g} of Renyi differential privacy at the one order {filter.order:g} "
+        "(Feldman & Zrnic 2021, arXiv 2008.11193), and holds wherever the run stopped",
+        "order and budget were fixed before the first step, and no step was taken that would have passed the "
+        "budget",
+        "the clip bound and the noise multipliers follow noised counts and nothing else of the data",
+    ]
+
+
 def _describe(entry) -> str:
     sigmas = [sigma for sigma, _ in entry.noise_multipliers]
     span = f"{sigmas[0]:g}" if min(sigmas) == max(sigmas) else f"{min(sigmas):g} to {max(sigmas):g}"
     return (
         f"steps {entry.start} to {entry.stop - 1}: Gaussian noise on the sum of per-example gradients,"
         f" {entry.mechanism} clipping, effective noise multiplier {span}"
+        + (f" = {entry.charged}" if entry.charged else "")
     )

@@ -14,14 +14,31 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from jaxdp import clipping, convolution, data, models, sampling, schedules
+from jaxdp import (
+    adaptive_clipping,
+    clipping,
+    convolution,
+    data,
+    filters,
+    following,
+    models,
+    sampling,
+    schedules,
+)
+from jaxdp.adaptive_clipping import LEARNING_RATE, TARGET_QUANTILE
 from jaxdp.data import Dataset
+from jaxdp.following import Following
+from jaxdp.ledger import Filter
 from jaxdp.privatize import PrivatizeState, clipped_gradients, entropy_key, privatize
 from jaxdp.sampling import Sampler
 from jaxdp.schedules import Schedule
 
 ScheduleName = Literal[
-    "none", "fixed", "linear", "staircase", "exponential", "quarter_cosine", "inverse_time", "polynomial"
+    "none", "fixed", "linear", "staircase", "exponential", "quarter_cosine", "inverse_time", "polynomial",
+    "adaptive",
+]  # fmt: skip
+ClippingName = Literal[
+    "flat", "automatic", "per_layer", "per_layer_published", "l2_max", "quantile", "quantile_per_layer"
 ]
 OPTIMIZERS = {
     "sgd": lambda rate: optax.sgd(rate),
@@ -46,7 +63,8 @@ class TrainConfig:
     """Initial weights: fan_in, or the published attack's U(-.5, .5)."""
 
     schedule: ScheduleName = "fixed"
-    """Noise multiplier sigma over the steps; none trains without privacy."""
+    """Noise multiplier sigma over the steps; none trains without privacy; adaptive follows the noised bound of
+    quantile clipping between --start and --end, under a Renyi filter that holds --budget-epsilon."""
     noise_multiplier: float | None = None
     """sigma of the fixed schedule; None for the published 6."""
     start: float | None = None
@@ -57,12 +75,18 @@ class TrainConfig:
     """Factor on the whole schedule."""
     target_epsilon: float | None = None
     """Scale the schedule so that the whole run spends this epsilon (instead of --scale)."""
-    clipping: Literal["flat", "automatic", "per_layer", "per_layer_published", "l2_max"] = "flat"
+    clipping: ClippingName = "flat"
     """How each example's gradient is bounded."""
     l2_norm_clip: float = 1.0
-    """Bound C on an example's gradient."""
+    """Bound C on an example's gradient; of quantile clipping where the bound starts."""
     l2_norm_clip_end: float | None = None
     """Where given, C falls linearly to this over the run."""
+    target_quantile: float = TARGET_QUANTILE
+    """Quantile clipping: the share of examples that are to be below the bound."""
+    clip_learning_rate: float = LEARNING_RATE
+    """Quantile clipping: how fast ln C follows the noised share."""
+    count_noise: float | None = None
+    """Quantile clipping: noise on the count; None for the larger of batch / 20 and the largest sigma."""
 
     steps: int = 500
     """Number of steps."""
@@ -103,16 +127,40 @@ class TrainConfig:
             raise ValueError(f"delta={self.delta}: must lie in (0, 1)")
         if not 0 < self.sampling_rate <= 1:
             raise ValueError(f"sampling_rate={self.sampling_rate}: must lie in (0, 1]")
-        for name in ("learning_rate", "scale", "l2_norm_clip", "target_epsilon", "budget_epsilon"):
+        for name in (
+            *("learning_rate", "scale", "l2_norm_clip", "target_epsilon", "budget_epsilon"),
+            *("clip_learning_rate", "count_noise"),
+        ):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise ValueError(f"{name}={value}: must be finite and > 0")
+        if self.clipping.startswith("quantile") and self.l2_norm_clip_end is not None:
+            raise ValueError(
+                f"l2_norm_clip_end={self.l2_norm_clip_end}: {self.clipping} clipping finds its own bound"
+            )
         if self.target_epsilon is not None and self.scale != 1:
             raise ValueError(
                 f"scale={self.scale}, target_epsilon={self.target_epsilon}: the target sets the scale"
             )
         if self.schedule == "none" and (self.target_epsilon or self.budget_epsilon):
             raise ValueError("schedule='none': a run without noise has no epsilon to aim at or to bound")
+        if self.schedule == "adaptive":
+            self._check_adaptive()
+
+    def _check_adaptive(self) -> None:
+        needs = "schedule='adaptive' needs"
+        if not self.clipping.startswith("quantile"):
+            raise ValueError(f"clipping={self.clipping!r}: {needs} quantile clipping, whose bound it follows")
+        if self.budget_epsilon is None:
+            raise ValueError(f"budget_epsilon=None: {needs} the budget of its filter")
+        if self.target_epsilon is not None:
+            raise ValueError(f"target_epsilon={self.target_epsilon}: {needs} budget_epsilon instead")
+        if self.noise_multiplier is not None:
+            raise ValueError(f"noise_multiplier={self.noise_multiplier}: {needs} start and end instead")
+        if self.sampling == "shuffled":
+            raise ValueError(f"sampling={self.sampling!r}: {needs} Poisson or full batches")
+        if self.accountant != "rdp":
+            raise ValueError(f"accountant={self.accountant!r}: {needs} rdp, there is no filter by another")
 
 
 class TrainState(NamedTuple):
@@ -124,6 +172,7 @@ class TrainState(NamedTuple):
       opt_state: of the whole chain; its first part is `PrivatizeState` in a private run.
       sample_key: the secret that batches are derived from.
       overflow: whether a Poisson batch ever outgrew its places; the run must not go on then.
+      follow: of an adaptive schedule, what it spent and which noise multipliers it used.
     """
 
     step: Int[Array, ""]
@@ -131,6 +180,7 @@ class TrainState(NamedTuple):
     opt_state: PyTree
     sample_key: Array
     overflow: Bool[Array, ""]
+    follow: PyTree = ()
 
 
 class Diagnostics(NamedTuple):
@@ -157,10 +207,13 @@ class Run:
       model: the network with its initial parameters.
       sampler: draws the batches.
       clipper: bounds the gradients; None without privacy.
-      noise_multiplier: the schedule sigma(t); None without privacy.
+      noise_multiplier: the schedule sigma(t); None without privacy, and where it is chosen during the run.
+      following: what chooses it then; None otherwise.
       init: `config -> TrainState`: initial weights from its seed, keys from its noise seed.
       step: `(state, (x, y)) -> (state, Diagnostics)`.
-      epoch: `(state, (x, y), stop) -> (state, Diagnostics)`: compiled; steps until `state.step == stop`.
+      epoch: `(state, (x, y), stop) -> (state, Diagnostics)`: compiled; steps until `state.step == stop`, or
+        until the filter of an adaptive schedule admits no more.
+      admits: `state -> bool`: whether that filter admits the next step; true without one.
       evaluate: `params -> accuracy` on the test split, compiled.
       traces: grows by one entry each time the step is traced.
     """
@@ -171,9 +224,11 @@ class Run:
     sampler: Sampler
     clipper: clipping.Clipper | None
     noise_multiplier: Schedule | None
+    following: Following | None
     init: Callable[[TrainConfig], TrainState]
     step: Callable[..., tuple[TrainState, Diagnostics]]
     epoch: Callable[..., tuple[TrainState, Diagnostics]]
+    admits: Callable[[TrainState], Bool[Array, ""] | bool]
     evaluate: Callable[[PyTree], Float[Array, ""]]
     traces: list[int]
 
@@ -189,13 +244,47 @@ class Run:
 
 
 def noise_schedule(config: TrainConfig) -> Schedule | None:
-    """sigma(t) as configured, before any scaling to a target epsilon; None for `none`."""
-    if config.schedule == "none":
+    """sigma(t) as configured, before any scaling to a target epsilon; None for `none` and `adaptive`."""
+    if config.schedule in ("none", "adaptive"):
         return None
     given = {"value": config.noise_multiplier, "start": config.start, "end": config.end}
     given = {name: value for name, value in given.items() if value is not None}
     schedule = schedules.create(config.schedule, config.steps, **given)
     return schedule if config.scale == 1 else schedules.scaled(schedule, config.scale)
+
+
+def adaptive_range(config: TrainConfig) -> tuple[float, float]:
+    """The largest and the smallest noise multiplier of an adaptive schedule."""
+    start = schedules.PUBLISHED_START if config.start is None else config.start
+    end = schedules.PUBLISHED_END if config.end is None else config.end
+    return config.scale * start, config.scale * end
+
+
+def make_following(config: TrainConfig, sampling_rate: float, kept: Filter | None) -> Following | None:
+    """What chooses the noise multipliers of an adaptive schedule, under its filter.
+
+    Args:
+      config: the run.
+      sampling_rate: q.
+      kept: the filter of a run that goes on; None makes a new one, at the order that suits the geometric mean
+        of the range.
+
+    Raises:
+      ValueError: a range that is none, a filter that is not the configured one.
+    """
+    if config.schedule != "adaptive":
+        return None
+    start, end = adaptive_range(config)
+    settings: dict[str, Any] = dict(
+        epsilon=config.budget_epsilon, delta=config.delta, adjacency=config.adjacency
+    )
+    for name, value in settings.items():
+        if kept is not None and getattr(kept, name) != value:
+            raise ValueError(f"{name}={value}: the run's filter was fixed at {name}={getattr(kept, name)}")
+    if kept is None:
+        middle = (start * end) ** 0.5 if start > 0 and end > 0 else start
+        kept = filters.create(**settings, sampling_rate=sampling_rate, noise_multiplier=middle)
+    return following.create(kept, start=start, end=end, sampling_rate=sampling_rate, steps=config.steps)
 
 
 def make_model(config: TrainConfig, dataset: Dataset) -> models.Model:
@@ -210,9 +299,24 @@ def make_model(config: TrainConfig, dataset: Dataset) -> models.Model:
     )
 
 
-def make_clipper(config: TrainConfig, params: PyTree) -> clipping.Clipper:
-    """The clipper as configured, for parameters of this structure."""
+def make_clipper(
+    config: TrainConfig, params: PyTree, sigma: Schedule | None, expected_batch_size: float
+) -> clipping.Clipper:
+    """The clipper as configured, for parameters of this structure and this noise multiplier."""
     bound = config.l2_norm_clip
+    if config.clipping.startswith("quantile"):
+        largest = adaptive_range(config)[0]
+        if sigma is not None:
+            largest = float(schedules.values(sigma, config.steps).max())
+        default = adaptive_clipping.default_count_noise(expected_batch_size, largest)
+        return clipping.create(
+            config.clipping,
+            bound,
+            expected_batch_size=expected_batch_size,
+            target_quantile=config.target_quantile,
+            learning_rate=config.clip_learning_rate,
+            count_noise=default if config.count_noise is None else config.count_noise,
+        )
     if config.l2_norm_clip_end is not None:
         bound = schedules.linear(config.steps, start=bound, end=config.l2_norm_clip_end)
     return clipping.create(config.clipping, bound, layers=len(jax.tree.leaves(params)))
@@ -265,12 +369,13 @@ def _ordinary_step(run_parts):
     return optimizer, gradients_of, diagnostics
 
 
-def build(config: TrainConfig, *, dataset: Dataset | None = None) -> Run:
+def build(config: TrainConfig, *, dataset: Dataset | None = None, kept: Filter | None = None) -> Run:
     """Makes the functions of a run.
 
     Args:
       config: what to train and how; a target epsilon must have become a scale (see `jaxdp.runs`).
       dataset: the data; None loads `config.data`.
+      kept: of an adaptive schedule that goes on, its filter.
 
     Raises:
       ValueError: a configuration that cannot be run.
@@ -282,45 +387,60 @@ def build(config: TrainConfig, *, dataset: Dataset | None = None) -> Run:
         raise ValueError(f"optimizer={config.optimizer!r}: choose from {', '.join(OPTIMIZERS)}")
     model = make_model(config, dataset)
     sampler = sampling.create(config.sampling, dataset.train_size, config.sampling_rate, config.steps)
-    sigma = noise_schedule(config)
-    clipper = None if sigma is None else make_clipper(config, model.params)
+    sigma, follow = noise_schedule(config), make_following(config, sampler.sampling_rate, kept)
+    clipper = None
+    if config.schedule != "none":
+        clipper = make_clipper(config, model.params, sigma, sampler.expected_batch_size)
     parts = (
         models.cross_entropy(model),
         OPTIMIZERS[config.optimizer](config.learning_rate),
         config.microbatch_size,
     )
-    if sigma is None:
+    if clipper is None:
         chain, gradients_of, diagnostics = _ordinary_step(parts)
     else:
         chain, gradients_of, diagnostics = _private_step(parts, sampler, clipper, sigma)
     traces: list[int] = []
+
+    def bound(state: TrainState) -> Float[Array, ""]:
+        assert clipper is not None
+        return clipper.sensitivity(state.opt_state[0].clip, state.step)
+
+    def admits(state: TrainState):
+        return True if follow is None else follow.admits(state.follow, bound(state))
 
     def step(state: TrainState, train: tuple[Array, Array]) -> tuple[TrainState, Diagnostics]:
         traces.append(1)
         drawn = sampler.draw(state.sample_key, state.step)
         batch = (dataset.to_float(train[0][drawn.indices]), train[1][drawn.indices])
         losses, grads = gradients_of(state.params, state.opt_state, batch, drawn.mask)
-        updates, opt_state = chain.update(grads, state.opt_state, state.params)
+        followed, chosen = state.follow, {}
+        if follow is not None:
+            followed, chosen["noise_multiplier"] = follow.charge(followed, bound(state), state.step)
+        updates, opt_state = chain.update(grads, state.opt_state, state.params, **chosen)
         return TrainState(
             step=state.step + 1,
             params=optax.apply_updates(state.params, updates),
             opt_state=opt_state,
             sample_key=state.sample_key,
             overflow=state.overflow | drawn.overflow,
+            follow=followed,
         ), diagnostics(opt_state, losses, drawn.mask)
 
     @jax.jit
     def epoch(state, train, stop):
         nothing = Diagnostics(jnp.float32(jnp.nan), jnp.float32(jnp.nan), jnp.int32(0))
         return jax.lax.while_loop(
-            lambda carry: carry[0].step < stop, lambda carry: step(carry[0], train), (state, nothing)
+            lambda carry: (carry[0].step < stop) & admits(carry[0]),
+            lambda carry: step(carry[0], train),
+            (state, nothing),
         )
 
     def init(config: TrainConfig) -> TrainState:
         params = make_model(config, dataset).params
         sample_key, noise_key = _keys(config)
         opt_state = chain.init(params)
-        if sigma is not None:
+        if clipper is not None:
             opt_state = (opt_state[0]._replace(key=noise_key), *opt_state[1:])
         return TrainState(
             step=jnp.zeros((), jnp.int32),
@@ -328,6 +448,7 @@ def build(config: TrainConfig, *, dataset: Dataset | None = None) -> Run:
             opt_state=opt_state,
             sample_key=sample_key,
             overflow=jnp.zeros((), bool),
+            follow=() if follow is None else follow.init(),
         )
 
     return Run(
@@ -337,9 +458,11 @@ def build(config: TrainConfig, *, dataset: Dataset | None = None) -> Run:
         sampler=sampler,
         clipper=clipper,
         noise_multiplier=sigma,
+        following=follow,
         init=init,
         step=step,
         epoch=epoch,
+        admits=admits,
         evaluate=_evaluator(model, dataset),
         traces=traces,
     )

@@ -82,6 +82,17 @@ def test_l2_max_has_only_a_nominal_number(capsys):
     assert code == 0 and "NOMINAL" in out and "NOT PRIVATE" in out
 
 
+def test_quantile_clipping_costs_what_flat_costs_and_says_how_noise_is_shared(capsys):
+    flat = call(capsys, *FEW, "--accountant", "rdp")[1]
+    options = ("--accountant", "rdp", "--clipping", "quantile", "--count-noise", "10")
+    out = call(capsys, *FEW, *options)[1]
+    assert out.splitlines()[0] == flat.splitlines()[0]
+    assert "count noise 10: the gradient's own noise multiplier is 6.135 to 22.68" in out
+    assert "charged for the gradient and the noised count" in out
+    code, _, err = call(capsys, *FEW, "--clipping", "quantile_per_layer", "--count-noise", "7.5")
+    assert code == 2 and "noise_multiplier=15, count_noise=7.5" in err and err.count("\n") == 1
+
+
 def test_shuffled_batches_are_not_given_the_poisson_epsilon(capsys):
     code, _, err = call(capsys, *FEW, "--sampling", "shuffled")
     assert code == 2 and "add_or_remove_one" in err
@@ -105,6 +116,7 @@ def test_shuffled_batches_are_not_given_the_poisson_epsilon(capsys):
         (("--nominal",), "nominal=True"),
         (("--window", "5"), "window=5"),
         (("--reconstruction", "--prior", "1"), "prior=1.0"),
+        (("--count-noise", "3"), "count_noise=3.0"),
         (("--target-epsilon", "-1"), "target_epsilon=-1.0"),
     ],
 )

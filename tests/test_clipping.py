@@ -42,23 +42,30 @@ def shrink(tensor, bound):
 
 
 LAYERS = 4
+SHAPES_AS_PARAMS = jax.tree.map(jnp.zeros, SHAPES, is_leaf=lambda x: isinstance(x, tuple))
 ORACLES = {
     "flat": lambda ts, c: [t * min(1, c / norm(ts)) if norm(ts) else t for t in ts],
     "automatic": lambda ts, c: [t * c / (norm(ts) + 0.01) for t in ts],
     "per_layer": lambda ts, c: [shrink(t, c / 2) for t in ts],  # sqrt(4) = 2
     "per_layer_published": lambda ts, c: [shrink(t, c) for t in ts],
+    "quantile": lambda ts, c: [t * min(1, c / norm(ts)) if norm(ts) else t for t in ts],
+    "quantile_per_layer": lambda ts, c: [shrink(t, c) for t in ts],
     "l2_max": lambda ts, c: [shrink(t, np.clip(max(norm([t]) for t in ts), 0.1, 32)) for t in ts],
 }
 PRIVATE = [name for name in clipping.NAMES if name != "l2_max"]
 
 
-def make(name, bound=BOUND):
-    return clipping.create(name, bound, layers=LAYERS)
+SCHEDULED = [name for name in PRIVATE if not name.startswith("quantile")]
+
+
+def make(name, bound=BOUND, layers=LAYERS):
+    return clipping.create(name, bound, layers=layers, expected_batch_size=B)
 
 
 def clip(clipper, grads, step=0, mask=None):
     mask = jnp.ones(B, bool) if mask is None else mask
-    return clipper.clip(grads, clipper.init(grads), step, mask)
+    tensors = len(jax.tree.leaves(grads, is_leaf=gradients.is_leaf))
+    return clipper.clip(grads, clipper.init([0.0] * tensors), step, mask)
 
 
 def total_norm(tree):
@@ -108,7 +115,7 @@ class TestEveryClipper:
         right = jax.random.normal(keys[1], (B, 3, 5))
         factored = gradients.Factored(left, right, arrange=(("reshape", (7, 5)), ("transpose", (1, 0))))
         rest = jax.random.normal(keys[2], (B, 4))
-        clipper = clipping.create(name, BOUND, layers=2)
+        clipper = make(name, layers=2)
         as_pairs = clip(clipper, {"k": factored, "b": rest})
         as_arrays = clip(clipper, {"k": factored.dense(), "b": rest})
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-5), as_pairs, as_arrays)
@@ -120,12 +127,21 @@ class TestSensitivity:
     def test_one_example_moves_the_sum_by_no_more_than_it(self, name, scale):
         clipper = make(name)
         grads = per_example_gradients(scale=scale)
-        sensitivity = float(clipper.sensitivity(0))
+        sensitivity = float(clipper.sensitivity(clipper.init(grads), 0))
         moved = [total_norm(clip(clipper, grads, mask=jnp.arange(B) == i).gradients) for i in range(B)]
         assert max(moved) <= sensitivity * (1 + 1e-5)
         if scale >= 1e6:  # and the bound is reached: it is not merely large
             assert max(moved) >= 0.99 * sensitivity
 
+    @pytest.mark.parametrize("step", [0, 5])
+    def test_noise_scales_with_it(self, name, step):
+        clipper, state = make(name), make(name).init(SHAPES_AS_PARAMS)
+        ratio = clipper.noise_scale(None, state, step) / clipper.sensitivity(state, step)
+        assert float(ratio) == pytest.approx(clipper.noise_to_sensitivity)
+
+
+@pytest.mark.parametrize("name", SCHEDULED)
+class TestScheduledBound:
     def test_a_schedule_moves_bound_sensitivity_and_noise_together(self, name):
         bound = schedules.linear(100, start=6.0, end=2.0)
         clipper = clipping.create(name, bound, layers=LAYERS)
@@ -133,14 +149,15 @@ class TestSensitivity:
         for step in (0, 1, 37, 99):
             reached = total_norm(clip(clipper, grads, step, jnp.arange(B) == 3).gradients)
             scale = float(clipper.noise_scale(None, (), step))
-            assert reached == pytest.approx(float(clipper.sensitivity(step)), rel=1e-3)
-            assert scale / float(clipper.sensitivity(step)) == pytest.approx(clipper.noise_to_sensitivity)
+            sensitivity = float(clipper.sensitivity((), step))
+            assert reached == pytest.approx(sensitivity, rel=1e-3)
+            assert scale / sensitivity == pytest.approx(clipper.noise_to_sensitivity)
             assert scale == pytest.approx(6 - 4 * step / 100, rel=1e-6)
 
 
 def test_published_per_layer_clipping_has_sqrt_layers_the_sensitivity():
     clipper = make("per_layer_published")
-    assert float(clipper.sensitivity(0)) == pytest.approx(BOUND * 2)
+    assert float(clipper.sensitivity((), 0)) == pytest.approx(BOUND * 2)
     assert clipper.noise_to_sensitivity == pytest.approx(0.5)
     with pytest.raises(ValueError, match="layers=3: the gradient has 4 tensors"):
         clip(clipping.per_layer_published(BOUND, layers=3), per_example_gradients())

@@ -19,6 +19,7 @@ from jaxdp.privatize import (
     privatize,
 )
 
+SCHEDULED = ("flat", "automatic", "per_layer", "per_layer_published")
 PARAMS = {"w": jnp.zeros((40, 50)), "b": jnp.zeros(50)}
 
 
@@ -51,7 +52,7 @@ def test_without_noise_equals_stock_optax():
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-7), a, b)
 
 
-@pytest.mark.parametrize("name", ["flat", "automatic", "per_layer", "per_layer_published"])
+@pytest.mark.parametrize("name", SCHEDULED)
 def test_noise_has_the_stated_scale_and_no_other(name):
     """std = sigma * noise scale / expected batch size; 2/3 and 3/2 of it are rejected."""
     clipper = clipping.create(name, 2.0, layers=2)
@@ -139,12 +140,13 @@ def test_one_trace_serves_a_whole_run_in_a_chain(schedule):
 def test_microbatches_change_nothing(name, microbatch_size):
     model = models.create("mlp", jax.random.key(0), input_shape=(6,), classes=3)
     loss_fn = models.cross_entropy(model)
-    clipper = clipping.create(name, 0.5, layers=len(jax.tree.leaves(model.params)))
+    layers = len(jax.tree.leaves(model.params))
+    clipper = clipping.create(name, 0.5, layers=layers, expected_batch_size=40.0)
     batch = (jax.random.normal(jax.random.key(1), (8, 6)), jnp.arange(8) % 3)
     mask = jnp.arange(8) != 2
     run = {
         size: jax.jit(clipped_gradients(loss_fn, clipper, microbatch_size=size))(
-            model.params, batch, mask, (), jnp.int32(0)
+            model.params, batch, mask, clipper.init(model.params), jnp.int32(0)
         )
         for size in (None, microbatch_size)
     }
@@ -176,12 +178,12 @@ def test_updates_keep_the_parameters_type():
 def test_the_accountant_is_told_what_the_noise_does():
     """At every step: the noise's standard deviation over the true sensitivity is the accounted multiplier."""
     sigma, bound = schedules.exponential(20), schedules.linear(20, start=6.0, end=2.0)
-    for name in ("flat", "automatic", "per_layer", "per_layer_published"):
+    for name in SCHEDULED:
         clipper = clipping.create(name, bound, layers=2)
         accounted = accounted_noise_multipliers(clipper, sigma, 20)
         for step in (0, 13):
             std = noise_only(sigma, step, clipper=clipper).std() * 16
-            assert std / float(clipper.sensitivity(step)) == pytest.approx(accounted[step], rel=0.08)
+            assert std / float(clipper.sensitivity((), step)) == pytest.approx(accounted[step], rel=0.08)
 
 
 @pytest.mark.parametrize(

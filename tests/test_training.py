@@ -15,7 +15,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdp import checkpoints, data, runs, training
+from jaxdp import checkpoints, data, recording, runs, training
 from jaxdp.ledger import Ledger, from_json
 from jaxdp.training import TrainConfig
 
@@ -110,6 +110,47 @@ def test_overflow_is_an_error_and_leaves_nothing(digits, tmp_path, monkeypatch):
     assert checkpoints.latest_step(tmp_path / "run") is None
 
 
+# --- quantile clipping -----------------------------------------------------------------------------------
+
+QUANTILE = dataclasses.replace(CONFIG, clipping="quantile", l2_norm_clip=0.1)
+
+
+def test_quantile_clipping_costs_what_flat_costs_and_says_what_it_charged(digits):
+    flat = runs.train(dataclasses.replace(QUANTILE, clipping="flat"), dataset=digits)
+    adaptive = runs.train(dataclasses.replace(QUANTILE, evaluate_every=20), dataset=digits)
+    assert adaptive.epsilon == flat.epsilon
+    assert adaptive.ledger.entries[0].noise_multipliers == flat.ledger.entries[0].noise_multipliers
+    privacy = recording.privacy(adaptive)
+    count_noise = adaptive.run.sampler.expected_batch_size / 20
+    assert f"noised count of norms below the bound together: noise {count_noise:g} on" in privacy["statement"]
+    assert "no noise multiplier follows it" in privacy["statement"]
+    assert len(adaptive.curves["l2_norm_clip"]) == 2
+    assert adaptive.curves["l2_norm_clip"][-1] == float(adaptive.state.opt_state[0].clip.bound) != 0.1
+
+
+def test_an_impossible_split_is_refused_before_the_run(digits):
+    config = dataclasses.replace(QUANTILE, scale=1.0, count_noise=7.0)
+    with pytest.raises(ValueError, match=r"step=0: noise_multiplier=15, count_noise=7: .* above 7.5"):
+        runs.train(config, dataset=digits)
+    late = dataclasses.replace(config, start=5.0, end=20.0)
+    with pytest.raises(ValueError, match="step=24: noise_multiplier=14, count_noise=7"):
+        runs.train(late, dataset=digits)
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_a_resumed_run_keeps_its_bound_unless_another_is_asked_for(digits, tmp_path, changed):
+    half = dataclasses.replace(QUANTILE, schedule="fixed", noise_multiplier=6.0, steps=20)
+    runs.train(half, dataset=digits, folder=tmp_path / "run")
+    _, before, _ = runs.from_checkpoint(tmp_path / "run")
+    more = dataclasses.replace(half, steps=40, count_noise=9.0, **({"l2_norm_clip": 0.7} if changed else {}))
+    saved = runs._resume(training.build(more, dataset=digits), tmp_path / "run")
+    bound = float(saved[0].opt_state[0].clip.bound)
+    assert bound == (np.float32(0.7) if changed else float(before.opt_state[0].clip.bound))
+    result = runs.train(more, dataset=digits, folder=tmp_path / "run", resume=True)
+    assert [e.stop for e in result.ledger.entries] == [20, 40]
+    assert "noise 9 on" in result.ledger.entries[1].charged
+
+
 # --- budget ----------------------------------------------------------------------------------------------
 
 
@@ -155,7 +196,7 @@ def test_kill_9_and_resume_gives_the_same_bits(digits, tmp_path):
     config = dataclasses.replace(
         CONFIG, optimizer="momentum", learning_rate=0.1, steps=4_000, evaluate_every=20
     )
-    config = dataclasses.replace(config, clipping="per_layer", scale=1.0)
+    config = dataclasses.replace(config, clipping="quantile_per_layer", scale=1.0)
     whole = runs.train(config, dataset=digits)
     process = worker(config, tmp_path / "run")
     deadline = time.monotonic() + 120
@@ -279,6 +320,9 @@ def test_a_missing_ledger_is_refused(digits, tmp_path):
         (dict(schedule="fixed", noise_multiplier=-2.0), "value=-2.0"),
         (dict(budget_epsilon=1e-6), "budget_epsilon=1e-06"),
         (dict(clipping="l2_max", budget_epsilon=1.0), "budget_epsilon=1.0.*private gradients"),
+        (dict(clipping="quantile", l2_norm_clip_end=1.0), "l2_norm_clip_end=1.0: quantile"),
+        (dict(clipping="quantile", target_quantile=1.0), "target_quantile=1.0"),
+        (dict(count_noise=0.0), "count_noise=0.0"),
         (dict(sampling="shuffled"), "adjacency='add_or_remove_one'"),
     ],
 )

@@ -8,7 +8,7 @@ import json
 import math
 from typing import Literal
 
-from jaxdp import accounting, calibration
+from jaxdp import accounting, adaptive_clipping, calibration, clipping
 from jaxdp.ledger import Sampling
 from jaxdp.statement import privacy_statement
 
@@ -52,8 +52,12 @@ class Config:
     """Which bound."""
     tolerance: float = 0.01
     """Relative width of the bracket by privacy loss distributions."""
-    clipping: Literal["flat", "per_layer", "per_layer_published", "automatic", "l2_max"] = "flat"
+    clipping: Literal[
+        "flat", "per_layer", "per_layer_published", "automatic", "l2_max", "quantile", "quantile_per_layer"
+    ] = "flat"
     """How per-example gradients are bounded."""
+    count_noise: float | None = None
+    """Of quantile clipping: noise on the count; None for the largest noise multiplier."""
     layers: int | None = None
     """Number of tensors, for per_layer_published."""
     nominal: bool = False
@@ -121,6 +125,25 @@ def _sampling(config: Config) -> Sampling:
     return Sampling(kind=config.sampling, rate=rate)
 
 
+def _with_counts(plan: calibration.Plan, config: Config) -> tuple[calibration.Plan, str | None]:
+    """The plan with what quantile clipping charges for its counts, and a line that says how noise is shared."""
+    if not config.clipping.startswith("quantile"):
+        if config.count_noise is not None:
+            raise ValueError(f"count_noise={config.count_noise}: only quantile clipping counts")
+        return plan, None
+    sigmas = plan.ledger().sigmas()
+    count_noise = float(sigmas.max()) if config.count_noise is None else config.count_noise
+    # The expected batch size and the first bound move the bound, not the charge.
+    clipper = clipping.create(config.clipping, 1.0, expected_batch_size=1.0, count_noise=count_noise)
+    clipper.check(sigmas)
+    ends = [adaptive_clipping.gradient_noise_multiplier(s, count_noise) for s in (sigmas.min(), sigmas.max())]
+    span = f"{ends[0]:.4g}" if ends[0] == ends[1] else f"{ends[0]:.4g} to {ends[1]:.4g}"
+    note = (
+        f"count noise {count_noise:.4g}: the gradient's own noise multiplier is {span}; the pair is charged"
+    )
+    return dataclasses.replace(plan, charged=clipper.charged), note
+
+
 def answer(config: Config) -> dict:
     """All that is printed, as data: `epsilons`, `matched_constant`, `statement` and the calibrated plan."""
     if config.nominal and config.clipping != "l2_max":
@@ -133,6 +156,7 @@ def answer(config: Config) -> dict:
         plan = calibration.calibrate(
             plan, config.target_epsilon, config.calibrate, accountant=accountants[0], **settings
         )
+    plan, note = _with_counts(plan, config)
     ledger = plan.ledger()
     found = [
         accounting.epsilon(ledger, accountant=a, nominal=config.nominal, **settings) for a in accountants
@@ -147,8 +171,9 @@ def answer(config: Config) -> dict:
         "matched_constant": _matched(ledger, found[0], config),
         "statement": privacy_statement(ledger, min(found, key=lambda e: e.value)),
     }
-    if config.clipping == "per_layer_published":
-        result["note"] = _PER_LAYER_NOMINAL
+    note = _PER_LAYER_NOMINAL if config.clipping == "per_layer_published" else note
+    if note is not None:
+        result["note"] = note
     if config.methods == "all":
         from jaxdp import composition
 
