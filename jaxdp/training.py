@@ -265,12 +265,20 @@ def _ordinary_step(run_parts):
     return optimizer, gradients_of, diagnostics
 
 
-def build(config: TrainConfig, *, dataset: Dataset | None = None) -> Run:
+def build(
+    config: TrainConfig,
+    *,
+    dataset: Dataset | None = None,
+    model: models.Model | None = None,
+    sampler: Sampler | None = None,
+) -> Run:
     """Makes the functions of a run.
 
     Args:
       config: what to train and how; a target epsilon must have become a scale (see `jaxdp.runs`).
       dataset: the data; None loads `config.data`.
+      model: a network with its initial parameters, whatever the seed; None makes the configured one.
+      sampler: how batches are drawn; None makes the configured one.
 
     Raises:
       ValueError: a configuration that cannot be run.
@@ -280,8 +288,10 @@ def build(config: TrainConfig, *, dataset: Dataset | None = None) -> Run:
     dataset = data.load(config.data, size=config.image_size) if dataset is None else dataset
     if config.optimizer not in OPTIMIZERS:
         raise ValueError(f"optimizer={config.optimizer!r}: choose from {', '.join(OPTIMIZERS)}")
-    model = make_model(config, dataset)
-    sampler = sampling.create(config.sampling, dataset.train_size, config.sampling_rate, config.steps)
+    given = model
+    model = make_model(config, dataset) if given is None else given
+    if sampler is None:
+        sampler = sampling.create(config.sampling, dataset.train_size, config.sampling_rate, config.steps)
     sigma = noise_schedule(config)
     clipper = None if sigma is None else make_clipper(config, model.params)
     parts = (
@@ -317,7 +327,7 @@ def build(config: TrainConfig, *, dataset: Dataset | None = None) -> Run:
         )
 
     def init(config: TrainConfig) -> TrainState:
-        params = make_model(config, dataset).params
+        params = make_model(config, dataset).params if given is None else given.params
         sample_key, noise_key = _keys(config)
         opt_state = chain.init(params)
         if sigma is not None:
