@@ -16,7 +16,7 @@ A claim is violated if the bound at the claim's delta exceeds it, or (direct) if
 than the claimed steps allow at its false alarm rate: the trade-off that the whole curve delta(epsilon) sets
 (`jaxdp.reconstruction`), which shows a lack of noise far too small for the bound at one delta.
 
-An audit can refute a claim.  It cannot prove one: it tries these canaries, these three statistics, this
+An audit can refute a claim.  It cannot prove one: it tries these canaries, these few statistics, this
 model and this machine, and another attacker may do better.
 """
 
@@ -95,6 +95,10 @@ def statistics(
     * `contrast`: how much the outputs of one run differ between steps, in units of their noise: noise that
       is used again cancels in it.
     * `energy`: the size of the whole output: noise whose scale depends on the data.
+    * `tensor 0`, ...: as `matched`, in one tensor of the parameters: one that the noise forgot.
+
+    The last two are of one canary only, as is what `direct` adds to them: `fitted`, the linear discriminant
+    of the matched direction and whatever the clipper releases.
 
     Args:
       observed: arrays [runs, steps, ...].
@@ -104,21 +108,27 @@ def statistics(
     sigmas = ledger.sigmas()[None, :, None]
     rate = ledger.entries[0].sampling.rate
     along = np.asarray(observed.along, np.float64)
+    by_tensor = np.asarray(observed.by_tensor, np.float64)
 
-    def log_mixture(present):
-        return np.logaddexp(
-            np.log(rate) + present * (along - present / 2) / sigmas**2,
-            math.log1p(-rate) if rate < 1 else -math.inf,
-        )
+    def matched(along, sigmas):
+        def log_mixture(mean):
+            return np.logaddexp(
+                np.log(rate) + mean * (along - mean / 2) / sigmas**2,
+                math.log1p(-rate) if rate < 1 else -math.inf,
+            )
+
+        return (log_mixture(1.0) - (log_mixture(-1.0) if adjacency == "replace_one" else 0.0)).sum(axis=1)
 
     with np.errstate(invalid="ignore", over="ignore"):  # outputs that are not finite are findings themselves
-        absent = log_mixture(-1.0) if adjacency == "replace_one" else 0.0
-        scores = {"matched": (log_mixture(1.0) - absent).sum(axis=1)}
+        scores = {"matched": matched(along, sigmas)}
         if along.shape[1] > 1:
             scaled = along / sigmas
             scores["contrast"] = ((scaled - scaled.mean(axis=1, keepdims=True)) ** 2).sum(axis=1)
         if along.shape[2] == 1:
             scores["energy"] = np.asarray(observed.energy, np.float64).sum(axis=1)[:, None]
+            for tensor in range(by_tensor.shape[3]):
+                wider = sigmas * math.sqrt(by_tensor.shape[3])
+                scores[f"tensor {tensor}"] = matched(by_tensor[..., tensor], wider)
     return scores
 
 
@@ -142,23 +152,19 @@ def direct(subject: Subject, key: Array, *, draws: int = 100_000, alpha: float =
     began = time.perf_counter()
     ledger, claim = claimed(subject)
     adjacency = subject.config.adjacency
-    present, absent = (
-        {
-            name: scores[:, 0]
-            for name, scores in statistics(
-                canaries.draws(subject, jax.random.fold_in(key, there), np.full(1, there), draws),
-                ledger,
-                adjacency,
-            ).items()
-        }
+    seen = [
+        canaries.draws(subject, jax.random.fold_in(key, there), np.full(1, there), draws)
         for there in (True, False)
+    ]
+    present, absent = (
+        {name: values[:, 0] for name, values in statistics(observed, ledger, adjacency).items()}
+        for observed in seen
     )
+    present["fitted"], absent["fitted"] = evidence.discriminant(*map(_features, seen))
     bound = evidence.distinguished(
         present, absent, lambda h, f: evidence.epsilon_of_rates(h, f, claim.delta), alpha / 2
     )
-    epsilon = float(
-        evidence.epsilon_of_rates(bound.least_hit_rate, bound.most_false_alarm_rate, claim.delta)
-    )
+    epsilon = float(evidence.epsilon_of_rates(bound.least_hit_rate, bound.most_false_alarm_rate, claim.delta))
     curve = evidence.distinguished(present, absent, evidence.distance_of_rates, alpha / 2)
     profile = None if claim.nominal else _profile(curve, ledger, adjacency)
     return Finding(
@@ -172,6 +178,10 @@ def direct(subject: Subject, key: Array, *, draws: int = 100_000, alpha: float =
         detail={"draws": draws, "bound": _detail(bound), "curve": _detail(curve)},
         seconds=time.perf_counter() - began,
     )
+
+
+def _features(observed: Observation) -> Float[np.ndarray, "runs features"]:
+    return np.concatenate([observed.along[:, :, 0], observed.released.reshape(len(observed.along), -1)], 1)
 
 
 def _detail(rates: Rates) -> dict[str, Any]:

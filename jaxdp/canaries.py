@@ -40,11 +40,15 @@ class Observation(NamedTuple):
     Attributes:
       along: [steps, canaries], the noised sum along each canary's contribution, in units of that
         contribution: 1 where the canary was there and 0 where not, plus noise.
+      by_tensor: [steps, canaries, tensors], the same within each tensor of the parameters.
       energy: [steps], the mean square of the noised sum over the coordinates.
+      released: [steps, numbers], the clipper's state after the step: what it makes public beside the sum.
     """
 
     along: Float[Array, "steps m"]
+    by_tensor: Float[Array, "steps m tensors"]
     energy: Float[Array, " steps"]
+    released: Float[Array, "steps numbers"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -130,10 +134,9 @@ def _only(sampler: Sampler, rows: Bool[Array, " n"]) -> Sampler:
     return dataclasses.replace(sampler, draw=draw)
 
 
-def _slots_first(tree: PyTree) -> Float[Array, "slots width"]:
-    """A tree like the parameters as one matrix, a row a slot."""
-    leaves = jax.tree.leaves(tree)
-    return jnp.concatenate([leaf.reshape(leaf.shape[0], -1) for leaf in leaves], axis=1)
+def _slots_first(tree: PyTree) -> list[Float[Array, "slots width"]]:
+    """Each leaf of a tree like the parameters as a matrix, a row a slot."""
+    return [leaf.reshape(leaf.shape[0], -1) for leaf in jax.tree.leaves(tree)]
 
 
 def subject(
@@ -189,24 +192,33 @@ def subject(
             released = jax.tree.map(lambda a, b: batch_size * (a - b), state.params, after.params)
             noised = _slots_first(released)
             contribution = reference(before.clip, before.step)
-            along = noised[:canaries] @ contribution / (contribution @ contribution)
-            return after, (along, jnp.mean(noised**2))
+            products = jnp.stack(
+                [n[:canaries] @ c for n, c in zip(noised, contribution, strict=True)], axis=1
+            )
+            squares = jnp.stack([c @ c for c in contribution])
+            energy = sum(jnp.sum(n**2) for n in noised) / sum(n.size for n in noised)
+            bound = jax.tree.leaves(training.noise_state(after).clip)
+            return after, Observation(
+                along=products.sum(axis=1) / squares.sum(),
+                by_tensor=products / squares[None],
+                energy=energy,
+                released=jnp.concatenate([jnp.zeros(0), *(leaf.reshape(-1) for leaf in bound)]),
+            )
 
-        _, (along, energy) = jax.lax.scan(step, first, None, length=config.steps)
-        return Observation(along, energy)
+        return jax.lax.scan(step, first, None, length=config.steps)[1]
 
     return Subject(config=config, canaries=canaries, run=run, observe=observe)
 
 
 def _reference(run: Run, slots: int):
-    """What a canary contributes to its slot, by the clipper itself: `(clip_state, step) -> [width]`."""
+    """What a canary adds to its slot of each tensor, by the clipper: `(clip_state, step) -> [[width]]`."""
     canary = jnp.zeros((1, slots)).at[0, 0].set(MAGNITUDE), jnp.zeros(1, jnp.int32)
     per_example = gradients.per_example(models.cross_entropy(run.model))
     _, grads = per_example(run.model.params, canary)
 
     def contribution(clip_state, step):
         summed = run.clipper.clip(grads, clip_state, step, jnp.ones(1, bool))
-        return _slots_first(summed.gradients)[0]
+        return [rows[0] for rows in _slots_first(summed.gradients)]
 
     return contribution
 
@@ -217,7 +229,7 @@ def _all(observe, keys, present, chunk):
 
 
 def draws(
-    subject: Subject, key: Array, present: Bool[Array, " m"], number: int, chunk: int = 2048
+    subject: Subject, key: Array, present: Bool[np.ndarray, " m"], number: int, chunk: int = 2048
 ) -> Observation:
     """Independent runs with the same canaries present, in one compiled call: NumPy arrays [number, ...]."""
     found = _all(subject.observe, jax.random.split(key, number), present, chunk)

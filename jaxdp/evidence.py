@@ -176,6 +176,20 @@ def distinguished(
     return judge(rule, part(present, second), part(absent, second), alpha / 2)
 
 
+def discriminant(
+    present: Float[np.ndarray, "n features"], absent: Float[np.ndarray, "n features"]
+) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
+    """Scores by the linear discriminant of the first half of the outputs, the one that chooses the rule."""
+    half = len(present) // 2
+    present, absent = (
+        np.nan_to_num(np.asarray(x, np.float64), posinf=0, neginf=0) for x in (present, absent)
+    )
+    means = [x[:half].mean(axis=0) for x in (present, absent)]
+    centred = np.concatenate([x[:half] - mean for x, mean in zip((present, absent), means, strict=True)])
+    weights = np.linalg.pinv(centred.T @ centred / len(centred), hermitian=True) @ (means[0] - means[1])
+    return present @ weights, absent @ weights
+
+
 def one_run_p_value(correct: int, guesses: int, canaries: int, epsilon: float, delta: float) -> float:
     """How probable so many right guesses are, at the most, if the mechanism is (epsilon, delta) private.
 
