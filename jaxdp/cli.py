@@ -17,6 +17,7 @@ from jaxdp import __version__
 COMMANDS = {
     "train": "train a model with fixed, dynamic or no privacy parameters",
     "account": "the privacy that a schedule spends, before any training",
+    "audit": "measure from the outside what steps reveal, and hold it against the epsilon claimed",
     "attack": "reconstruct training examples from leaked gradients",
     "compare": "train, account for and attack every variant at the same epsilon; write the report",
     "report": "write the report page from records",
@@ -42,7 +43,8 @@ def _parsed(command, name: str, arguments: list[str]):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; returns 0, or 2 after one line on stderr where the input was refused."""
+    """Runs one command; returns 0, what the command found wrong (1), or 2 after one line on stderr where the
+    input was refused."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_usage())
@@ -56,11 +58,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     command = importlib.import_module(f"jaxdp.commands.{name}")
     try:
-        command.run(_parsed(command, name, rest))
+        return command.run(_parsed(command, name, rest)) or 0
     except (ValueError, OSError) as error:
         print(f"jaxdp {name}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    return 0
 
 
 if __name__ == "__main__":

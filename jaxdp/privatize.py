@@ -88,7 +88,7 @@ def privatize(
 
     Raises:
       ValueError: a negative or non-finite noise multiplier, one that the clipper refuses, an expected batch
-        size that is not > 0.
+        size that is not > 0 or was computed from a batch.
 
     Formal guarantee: with neighbouring batches that differ in one example, the noised sum of step t, with
     whatever the clipper releases for its next bound, is a Gaussian mechanism with noise multiplier
@@ -101,6 +101,11 @@ def privatize(
     >>> sigma = schedules.linear(steps=1_000)
     >>> optimizer = optax.chain(privatize(clipping.flat(1.0), sigma, expected_batch_size=64), optax.sgd(0.1))
     """
+    if isinstance(expected_batch_size, jax.Array):
+        raise ValueError(
+            f"expected_batch_size={expected_batch_size}: must be a number fixed before any batch is drawn; the "
+            "size of the batch at hand is private"
+        )
     if not (math.isfinite(expected_batch_size) and expected_batch_size > 0):
         raise ValueError(f"expected_batch_size={expected_batch_size}: must be finite and > 0")
     given_each_step = noise_multiplier is None

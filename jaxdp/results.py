@@ -4,6 +4,7 @@
 |----------|------------------------------------------------------|------------------------------------------|
 | `train`  | one training run of one variant with one seed        | seed_policy, privacy, metrics, curves    |
 | `attack` | one attack on one variant at one step and leak point | stage, step, leak_point, metrics, images |
+| `audit`  | lower bounds on epsilon held against the claims      | confidence, violated, findings           |
 
 Every record has schema, kind, variant, seed, created, config and environment.  Pages and tables are made from
 records and from nothing else.
@@ -54,6 +55,7 @@ _FIELDS = {
         "knowledge": (),
         "metrics": ("victims", "success", "rmse", "rmse_mean_image", "iterations"),
     },
+    "audit": {"confidence": (), "violated": (), "findings": (), "seconds": ()},
 }
 KINDS = tuple(_FIELDS)
 
@@ -140,6 +142,29 @@ def attack_record(
     )  # fmt: skip
 
 
+def audit_record(
+    *, seed: int | None, config: Mapping, confidence: float, findings: Iterable[Mapping], seconds: float
+) -> dict[str, Any]:
+    """The record of an audit.
+
+    Args:
+      seed: of the audited runs; None if from system entropy.
+      config: the audit's configuration.
+      confidence: probability that all findings hold at once.
+      findings: one mapping a row: mechanism, method, claim, epsilon, violated, ...
+      seconds: wall time of the whole audit.
+
+    Raises:
+      ValueError: a field that is missing or has no sense.
+    """
+    findings = [dict(finding) for finding in findings]
+    return _record(
+        "audit", "audit", seed, config,
+        confidence=confidence, findings=findings, seconds=seconds,
+        violated=any(finding["violated"] for finding in findings),
+    )  # fmt: skip
+
+
 def pack_images(images: np.ndarray) -> dict[str, Any]:
     """Images in [0, 1] (clipped to it; NaN is black) as compressed bytes that JSON can hold."""
     x = np.clip(np.nan_to_num(np.asarray(images, np.float64), nan=0.0), 0, 1)
@@ -192,7 +217,7 @@ def validate(record: Any) -> None:
         for part in fields.get(field, ()):
             if not isinstance(record[field], dict) or part not in record[field]:
                 raise ValueError(f"field {field}.{part} is missing")
-    (_validate_train if record["kind"] == "train" else _validate_attack)(record)
+    _VALIDATE[record["kind"]](record)
 
 
 def _validate_train(record: dict) -> None:
@@ -210,6 +235,21 @@ def _validate_attack(record: dict) -> None:
     success = record["metrics"]["success"]
     if not (isinstance(success, list) and len(success) == 3):
         raise ValueError(f"metrics.success={success!r}: needs the share and its interval, [share, low, high]")
+
+
+def _validate_audit(record: dict) -> None:
+    findings = record["findings"]
+    if not (isinstance(findings, list) and findings):
+        raise ValueError("findings: an audit without any says nothing")
+    for finding in findings:
+        for part in ("mechanism", "method", "claim", "epsilon", "violated"):
+            if part not in finding:
+                raise ValueError(f"field findings.{part} is missing")
+    if record["violated"] != any(finding["violated"] for finding in findings):
+        raise ValueError(f"violated={record['violated']}: contradicts the findings")
+
+
+_VALIDATE = {"train": _validate_train, "attack": _validate_attack, "audit": _validate_audit}
 
 
 @functools.cache

@@ -29,6 +29,11 @@ DISCLOSURES = {
     "stopping, model choice) used"
     " private data without noise: the run as a whole is not private.",
 }
+# What the mechanism's own name does not say, and a reader may take for granted.
+_OF_MECHANISM = {
+    "per_layer_published": "Every tensor was clipped to the full C: the sensitivity of the whole gradient is C "
+    "sqrt(layers), and epsilon is for the effective noise multiplier sigma / sqrt(layers), not for sigma.",
+}
 _NOT_COVERED = (
     "Floating-point noise: the Gaussian of the proof is real-valued, the one drawn has finite precision "
     "(Mironov 2012).",
@@ -38,6 +43,9 @@ _NOT_COVERED = (
     "A leak before the noise is added (per-example or unnoised gradients): no parameter of the "
     "mechanism protects it.",
     "People who contributed several examples: the unit is one example.",
+    "Exact counts that the program shows its operator (gradients that were not finite, examples in a batch): "
+    "keep them as private as the data.",
+    "The number of examples: it is taken as public, since sums are divided by a number made from it.",
 )  # fmt: skip
 
 
@@ -123,11 +131,14 @@ def privacy_statement(
             "and against them"
             " there is no privacy."
         )
+    mechanisms = dict.fromkeys(entry.mechanism for entry in ledger.entries)
+    warnings += [_OF_MECHANISM[name] for name in mechanisms if name in _OF_MECHANISM]
     if any(entry.sampling.kind == "shuffled" for entry in ledger.entries):
         warnings.append("Batches were shuffled, not Poisson: no amplification by sampling is claimed.")
     assumptions = ["the noise is Gaussian, drawn afresh for each step, of the standard deviation recorded"]
     assumptions.append(
-        "every example's contribution to a sum is bounded as recorded, and sums are divided by a constant"
+        "every example's contribution to a sum is bounded as recorded (one whose gradient is not finite adds "
+        "zero), and sums are divided by a constant"
     )
     if ledger.filter is not None:
         assumptions += _assumed_of(ledger.filter)

@@ -369,12 +369,21 @@ def _ordinary_step(run_parts):
     return optimizer, gradients_of, diagnostics
 
 
-def build(config: TrainConfig, *, dataset: Dataset | None = None, kept: Filter | None = None) -> Run:
+def build(
+    config: TrainConfig,
+    *,
+    dataset: Dataset | None = None,
+    model: models.Model | None = None,
+    sampler: Sampler | None = None,
+    kept: Filter | None = None,
+) -> Run:
     """Makes the functions of a run.
 
     Args:
       config: what to train and how; a target epsilon must have become a scale (see `jaxdp.runs`).
       dataset: the data; None loads `config.data`.
+      model: a network with its initial parameters, whatever the seed; None makes the configured one.
+      sampler: how batches are drawn; None makes the configured one.
       kept: of an adaptive schedule that goes on, its filter.
 
     Raises:
@@ -385,8 +394,10 @@ def build(config: TrainConfig, *, dataset: Dataset | None = None, kept: Filter |
     dataset = data.load(config.data, size=config.image_size) if dataset is None else dataset
     if config.optimizer not in OPTIMIZERS:
         raise ValueError(f"optimizer={config.optimizer!r}: choose from {', '.join(OPTIMIZERS)}")
-    model = make_model(config, dataset)
-    sampler = sampling.create(config.sampling, dataset.train_size, config.sampling_rate, config.steps)
+    given = model
+    model = make_model(config, dataset) if given is None else given
+    if sampler is None:
+        sampler = sampling.create(config.sampling, dataset.train_size, config.sampling_rate, config.steps)
     sigma, follow = noise_schedule(config), make_following(config, sampler.sampling_rate, kept)
     clipper = None
     if config.schedule != "none":
@@ -437,7 +448,7 @@ def build(config: TrainConfig, *, dataset: Dataset | None = None, kept: Filter |
         )
 
     def init(config: TrainConfig) -> TrainState:
-        params = make_model(config, dataset).params
+        params = make_model(config, dataset).params if given is None else given.params
         sample_key, noise_key = _keys(config)
         opt_state = chain.init(params)
         if clipper is not None:
