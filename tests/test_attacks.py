@@ -105,6 +105,7 @@ COMBINATIONS = [
     ),
     (Leak(batch_size=2), dict(labels="joint", start="uniform", restarts=2)),
     (Leak(batch_size=2, local_steps=2), dict(labels="known", clip_aware=False)),
+    (Leak(), dict(solver="adam", labels="signal", smoothing=0.5)),
 ]  # fmt: skip
 COMBINATIONS = [
     (leak, Attack(**choices, iterations=3, conjugate_gradients=2, memory=3)) for leak, choices in COMBINATIONS

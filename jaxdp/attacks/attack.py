@@ -16,10 +16,12 @@ from jaxdp.attacks.adam import adam
 from jaxdp.attacks.lbfgs import lbfgs
 from jaxdp.attacks.leaks import Leak, Loss
 from jaxdp.attacks.levenberg_marquardt import levenberg_marquardt
+from jaxdp.attacks.smoothing import smoothed
 from jaxdp.attacks.solver import Problem, Solver
 
 SOLVERS = ("lbfgs", "adam", "signed_adam", "levenberg_marquardt")
 
+_SHARPENING = 0.01  # the smoothing's width at the end over that at the start
 _BOX_STD = 0.02  # with a Gaussian prior the box is soft: this far outside costs as much as one sigma
 
 
@@ -44,6 +46,8 @@ class Attack:
       conjugate_gradients: inner steps of Levenberg-Marquardt.
       tolerance: a lane stops once its objective is below this share of what it was at the start.
       float64: compute in double precision.
+      smoothing: width of the smooth ReLUs that the search starts with, relative to the units; it shrinks a
+        hundredfold on the way (see `smoothing`).  0 for the network as it is.
     """
 
     objective: str = "squared_l2"
@@ -62,6 +66,7 @@ class Attack:
     conjugate_gradients: int = 50
     tolerance: float = 1e-9
     float64: bool = False
+    smoothing: float = 0.0
 
     def __post_init__(self):
         choices = {
@@ -78,7 +83,7 @@ class Attack:
             value = getattr(self, name)
             if value != int(value) or value < 1:
                 raise ValueError(f"{name}={value}: must be a whole number >= 1")
-        for name in ("tv", "learning_rate", "tolerance"):
+        for name in ("tv", "learning_rate", "tolerance", "smoothing"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"{name}={value}: must be finite and >= 0")
@@ -86,6 +91,8 @@ class Attack:
             raise ValueError(
                 f"tv={self.tv}: levenberg_marquardt needs least squares, without total variation"
             )
+        if self.smoothing and "adam" not in self.solver:
+            raise ValueError(f"smoothing={self.smoothing}: needs adam, which bears a changing objective")
 
 
 class Public(NamedTuple):
@@ -123,10 +130,11 @@ class Observation(NamedTuple):
 
 
 class Lane(NamedTuple):
-    """What one lane minimises: fixed while it runs."""
+    """What one lane minimises: fixed while it runs; `signals` [B, classes] only for `labels="signal"`."""
 
     target: objectives.Target
     labels: Int[Array, " b"]
+    signals: Array
     bound: Float[Array, ""]
     learning_rate: Float[Array, ""]
 
@@ -136,7 +144,7 @@ class Inversion(NamedTuple):
 
     Attributes:
       load: (params, observation, public, key) -> (lane, z0).
-      problem: (params, lane, public) -> the solver's problem.
+      problem: (params, lane, public, progress) -> the solver's problem, progress from 0 to 1.
       decode: (lane, public, z) -> (x, y).
       solver: the solver.
     """
@@ -152,7 +160,7 @@ def _solver(attack: Attack) -> Solver:
         return lbfgs(attack.memory)
     if attack.solver == "levenberg_marquardt":
         return levenberg_marquardt(attack.conjugate_gradients)
-    return adam(attack.iterations, attack.learning_rate, attack.solver == "signed_adam")
+    return adam(attack.learning_rate, attack.solver == "signed_adam", attack.smoothing > 0)
 
 
 def soft_label_loss(loss_fn: Loss, classes: int) -> Loss:
@@ -164,6 +172,45 @@ def soft_label_loss(loss_fn: Loss, classes: int) -> Loss:
         return jax.nn.softmax(logits) @ each
 
     return loss
+
+
+def signal_loss(loss_fn: Loss, classes: int) -> Loss:
+    """The linear loss <signal, logits>, whose gradient is that of the cross-entropy once signal = p - y.
+
+    A cross-entropy is log Z - z_y, so minus the sum of all labels' losses weighted by the signal is
+    <signal, z>: the entries of the signal add up to 0.
+    """
+
+    def loss(params, example):
+        x, signal = example
+        each = jax.vmap(lambda y: loss_fn(params, (x, y)))(jnp.arange(classes))
+        return -(signal @ each)
+
+    return loss
+
+
+def head_signal(leak: Leak, observation: Observation, classes: int) -> Float[Array, "1 classes"]:
+    """p - y of one example, which the last layer's bias gradient is, times the clip's unknown scale.
+
+    The gradient predicted from it is linear in it, so for a clip that scales all tensors alike the scale is
+    in it already.  Clipped layer by layer, a bias that meets its bound gets a fresh network's signal's length.
+    """
+    head = label_rules.find_head(observation.observed, classes)
+    signal = jax.tree.leaves(observation.observed)[head.bias]
+    signal = signal - signal.mean()
+    if leak.clip.startswith("per_layer"):
+        count = 1 if leak.clip.endswith("published") else len(jax.tree.leaves(observation.observed))
+        size = leaks.norm(signal)
+        signal = jnp.where(size < 0.999 * observation.bound / math.sqrt(count), signal, signal / size)
+    return signal[None]
+
+
+def _modelled(leak: Leak, attack: Attack) -> Leak:
+    """The leak as the attack's prediction computes it."""
+    scaled_alike = attack.labels == "signal" and not leak.clip.startswith("per_layer")
+    if attack.clip_aware and not scaled_alike:
+        return leak
+    return Leak(batch_size=leak.batch_size, window=leak.window, local_steps=leak.local_steps)
 
 
 def templates(loss_fn, leak, params, public, bound, learning_rate, classes):
@@ -231,9 +278,9 @@ def infer_labels(
     leaves = jax.tree.leaves(observation.observed)
     if leak.window > 1:
         leaves = [leaf.mean(0) for leaf in leaves]
-    if rule == "bias":
+    if rule in ("bias", "signal"):
         if head.bias is None:
-            raise ValueError("labels='bias': the last layer has no bias; use column_norm or template")
+            raise ValueError(f"labels={rule!r}: the last layer has no bias; use column_norm or template")
         average = (
             _average_prediction(loss_fn, head, first, public, classes) if total > 1 else leaves[head.bias]
         )
@@ -249,12 +296,17 @@ def inversion(
 ) -> Inversion:
     """The attack's functions for one lane; pure, to be mapped and compiled by the engine."""
     size, batch, window = math.prod(input_shape), leak.batch_size, leak.window
-    modelled = leak if attack.clip_aware else Leak(
-        batch_size=batch, window=window, local_steps=leak.local_steps
-    )  # fmt: skip
-    joint = attack.labels == "joint"
+    modelled = _modelled(leak, attack)
+    joint, signal = attack.labels == "joint", attack.labels == "signal"
     whitened = attack.prior == "gaussian"
-    loss = soft_label_loss(loss_fn, classes) if joint else loss_fn
+    if signal and (batch, window, leak.local_steps) != (1, 1, 1):
+        raise ValueError(
+            f"labels='signal': reads one gradient of one example, {batch=}, {window=}, "
+            f"local_steps={leak.local_steps}; use bias or template"
+        )
+    loss = loss_fn
+    if joint or signal:
+        loss = (soft_label_loss if joint else signal_loss)(loss_fn, classes)
 
     def split(z):
         return z[: batch * size].reshape(batch, size), z[batch * size :].reshape(batch, -1)
@@ -269,17 +321,24 @@ def inversion(
         if joint:
             logits = 0.1 * jax.random.normal(label_key, (batch * classes,), z.dtype)
             z = jnp.concatenate([z, logits])
-        return Lane(target, y, observation.bound, observation.learning_rate), z
+        signals = head_signal(leak, observation, classes) if signal else jnp.zeros((), z.dtype)
+        return Lane(target, y, signals, observation.bound, observation.learning_rate), z
 
     def pixels(lane, public, z):
         return priors.decode(public.prior if whitened else None, split(z)[0], lane.labels)
 
-    def problem(params, lane, public):
+    def problem(params, lane, public, progress=1.0):
         def residual(z):
             x = pixels(lane, public, z)
-            y = split(z)[1] if joint else lane.labels
+            y = split(z)[1] if joint else lane.signals if signal else lane.labels
             predicted = leaks.forward(
-                loss, modelled, params, x.reshape(batch, *input_shape), y, lane.bound, lane.learning_rate
+                smooth_loss,
+                modelled,
+                params,
+                x.reshape(batch, *input_shape),
+                y,
+                lane.bound,
+                lane.learning_rate,
             )
             terms = [objectives.residual(attack.objective, predicted, lane.target, window)]
             if whitened:
@@ -296,12 +355,16 @@ def inversion(
                 value = value + attack.tv * priors.total_variation(images)
             return value
 
+        smooth_loss = loss
+        if attack.smoothing:
+            width = attack.smoothing * _SHARPENING ** jnp.clip(progress, 0, 1)
+            smooth_loss = smoothed(loss, width)
         lower, upper = -jnp.inf, jnp.inf
         if attack.box and not whitened:
             free = jnp.full(batch * classes, jnp.inf)
             lower = jnp.concatenate([jnp.zeros(batch * size), -free]) if joint else 0.0
             upper = jnp.concatenate([jnp.ones(batch * size), free]) if joint else 1.0
-        return Problem(objective, residual, lower, upper)
+        return Problem(objective, residual, lower, upper, progress)
 
     def decode(lane, public, z):
         x = pixels(lane, public, z).reshape(batch, *input_shape)

@@ -91,15 +91,15 @@ def _programs(
         data, z = jax.vmap(lane.load, in_axes=(axis, 0, None, 0))(params, observation, public, keys)
         return data, jax.vmap(lane.solver.init)(z), jnp.full(z.shape[0], jnp.inf, z.dtype)
 
-    def tick_lane(params, data, public, state):
-        return lane.solver.tick(lane.problem(params, data, public), state)
+    def tick_lane(params, data, public, state, iterations):
+        return lane.solver.tick(lane.problem(params, data, public, state.ticks / iterations), state)
 
-    tick = jax.vmap(tick_lane, in_axes=(axis, 0, None, 0))
+    tick = jax.vmap(tick_lane, in_axes=(axis, 0, None, 0, None))
 
     def advance(params, data, public, state, first, idle, iterations, tolerance):
         def go(carry):
             count, state, first = carry
-            new = tick(params, data, public, state)
+            new = tick(params, data, public, state, iterations)
             first = jnp.where(new.ticks == 1, new.value, first)
             spent = (new.ticks >= iterations) | (new.value < tolerance * first)
             new = new._replace(done=new.done | spent)
@@ -118,8 +118,7 @@ def _programs(
 
 def _compiled_part(attack: Attack) -> Attack:
     """The attack without what is an argument of its programs, so that these are shared."""
-    iterations = attack.iterations if "adam" in attack.solver else 1
-    return dataclasses.replace(attack, iterations=iterations, restarts=1, tolerance=0.0, noise_aware=True)
+    return dataclasses.replace(attack, iterations=1, restarts=1, tolerance=0.0, noise_aware=True)
 
 
 def _where(mask, new, old):

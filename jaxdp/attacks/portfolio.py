@@ -77,7 +77,8 @@ def score(
     """
     input_shape = tuple(x.shape[2:])
     public = engine.grey(input_shape) if public is None else public
-    program = _judge(loss_fn, leak, replace(judge, labels="known"), input_shape, classes, own_params)
+    rule = judge.labels if judge.labels == "signal" else "known"
+    program = _judge(loss_fn, leak, replace(judge, labels=rule), input_shape, classes, own_params)
     observations = engine.observations(victims, leak, len(x))
     lanes, values = lanes or engine.default_lanes(), []
     for begin in range(0, len(x), lanes):
