@@ -18,7 +18,8 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from jaxdp import convolution
 from jaxdp.attacks import priors
-from jaxdp.attacks.attack import Attack, Inversion, Observation, Public, inversion
+from jaxdp.attacks.attack import Attack, Inversion, inversion
+from jaxdp.attacks.given import Observation, Public
 from jaxdp.attacks.jobs import Queue
 from jaxdp.attacks.leaks import Leak, Loss
 
@@ -146,8 +147,12 @@ def public_knowledge(
 ) -> Public:
     """Public examples as the attacker uses them.
 
+    Of images the box is [0, 1]; of tabular rows it is the range that each feature has among the public ones,
+    widened by half of it to either side, since victims may lie outside.
+
     Args:
-      x: public inputs [m, *input_shape] in [0, 1], disjoint from every victim.
+      x: public inputs, images [m, height, width, channels] in [0, 1] or rows [m, features]; disjoint from
+        every victim.
       y: their labels [m].
       classes: number of labels.
       templates: how many of them serve as label templates.
@@ -156,7 +161,11 @@ def public_knowledge(
     x, y = np.asarray(x, np.float32), np.asarray(y, np.int32)
     prior = priors.gaussian(x, y if class_prior else None, classes=classes)
     few = slice(0, templates)
-    return Public(jnp.asarray(x[few]), jnp.asarray(y[few]), jnp.asarray(x.mean(0)), prior)
+    box = (0.0, 1.0)
+    if x.ndim == 2:
+        low, high = x.min(0), x.max(0)
+        box = (jnp.asarray(1.5 * low - 0.5 * high), jnp.asarray(1.5 * high - 0.5 * low))
+    return Public(jnp.asarray(x[few]), jnp.asarray(y[few]), jnp.asarray(x.mean(0)), prior, *box)
 
 
 def observations(victims: Victims, leak: Leak, count: int) -> Observation:

@@ -54,3 +54,19 @@ def smoothed(loss_fn, width):
         return jaxprs.evaluate(closed.jaxpr, closed.consts, jax.tree.leaves(arguments), rule)[0]
 
     return rewritten
+
+
+def has_relu(loss_fn, *arguments) -> bool:
+    """Whether the function takes a maximum with zero anywhere."""
+    found = []
+
+    def rule(equation, inputs):
+        found.append(_is_relu(equation))
+        return None
+
+    def walk(*arguments):
+        closed = jax.make_jaxpr(loss_fn)(*arguments)
+        return jaxprs.evaluate(closed.jaxpr, closed.consts, jax.tree.leaves(arguments), rule)
+
+    jax.eval_shape(walk, *arguments)
+    return any(found)
