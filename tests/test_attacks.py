@@ -244,13 +244,12 @@ def test_the_signal_read_off_the_leak_predicts_it_exactly(clip):
 
 
 def test_the_signal_inverts_a_confident_network_where_the_loss_does_not():
-    # Ten times the last layer: p is nearly one-hot, as after training.
-    confident = jax.tree.map(lambda leaf: leaf, PARAMS)
-    confident["second"] = jax.tree.map(lambda leaf: 15 * leaf, PARAMS["second"])
+    # A last layer 40 times as large: p is nearly one-hot, as after training.
+    confident = PARAMS | {"second": jax.tree.map(lambda leaf: 40 * leaf, PARAMS["second"])}
     victims, x, _ = leaked(Leak(), count=8, params=confident)
     plain = errors(invert(Leak(), dataclasses.replace(UNDEFENDED, labels="column_norm"), victims), x)
     signal = errors(invert(Leak(), dataclasses.replace(UNDEFENDED, labels="signal"), victims), x)
-    assert (signal < 0.03).mean() >= 0.9 and np.median(signal) <= np.median(plain)
+    assert (signal < 0.03).mean() >= 0.9 and (plain < 0.03).mean() <= 0.6
 
 
 def rows_of_features(count, seed):

@@ -42,16 +42,17 @@ def adam(learning_rate: float = 0.03, signed: bool = False, keep_last: bool = Fa
         )
 
     def tick(problem, state):
-        value, gradient = jax.value_and_grad(problem.objective)(state.current)
+        z = state.current
+        value, gradient = jax.value_and_grad(problem.objective)(z)
         gradient = jnp.where(jnp.isfinite(gradient), gradient, 0)
         better = (value < state.value) | keep_last
         updates, moments = optimizer.update(jnp.sign(gradient) if signed else gradient, state.moments)
         value = jnp.where(better, value, state.value)
         step = learning_rate * 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(problem.progress, 0, 1)))
         return AdamState(
-            z=jnp.where(better, state.current, state.z),
+            z=jnp.where(better, z, state.z),
             value=value,
-            current=problem.project(state.current - jnp.asarray(step * updates, state.current.dtype)),
+            current=problem.project(z - jnp.asarray(step * jnp.asarray(updates), z.dtype)),
             moments=moments,
             ticks=state.ticks + 1,
             done=state.done,

@@ -110,7 +110,7 @@ def errors(
     if prior is None:
         return None
     program = jax.jit(lambda x, y: risk.information(model.loss_fn, leak, model.params, x, y, bound))
-    levels = np.asarray([sigma * bound for sigma in sigmas], np.float32)
+    levels = [float(sigma * bound) for sigma in sigmas]
     each = [
         risk.expected_mse(program(jnp.asarray(x), jnp.asarray(y)), levels, prior)
         for x, y in zip(model.x[:victims], model.y[:victims], strict=True)

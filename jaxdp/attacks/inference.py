@@ -48,6 +48,8 @@ def head_signal(leak: Leak, observation: Observation, classes: int) -> Float[Arr
     in it already.  Clipped layer by layer, a bias that meets its bound gets a fresh network's signal's length.
     """
     head = label_rules.find_head(observation.observed, classes)
+    if head.bias is None:
+        raise ValueError("labels='signal': the last layer has no bias; use column_norm or template")
     signal = jax.tree.leaves(observation.observed)[head.bias]
     signal = signal - signal.mean()
     if leak.clip.startswith("per_layer"):

@@ -88,7 +88,8 @@ def _success(axis, rows) -> None:
             axis.axvline(limit, color=drawn.get_color(), linestyle=":", linewidth=1)
     axis.set(xscale="log", ylim=(-0.03, 1.03), ylabel="share recognisable")
     axis.set_title("one noised gradient; dotted: break-down (below half)", fontsize=9)
-    axis.legend(fontsize=8)
+    if axis.has_data():
+        axis.legend(fontsize=8)
 
 
 def _error(axis, rows, errors) -> None:
@@ -104,7 +105,8 @@ def _error(axis, rows, errors) -> None:
         )
     axis.set(xscale="log", yscale="log", ylabel="RMSE")
     axis.set_title("error of one noised gradient's reconstruction", fontsize=9)
-    axis.legend(fontsize=8)
+    if axis.has_data():
+        axis.legend(fontsize=8)
 
 
 def _many_looks(axis, labels, candidates) -> None:
@@ -122,6 +124,6 @@ def _many_looks(axis, labels, candidates) -> None:
     if last:
         axis.plot([r["sigma"] for r in last], [r["bound"] for r in last], "k--", label="bound")
         axis.axhline(last[0]["chance"], color="grey", linewidth=1, label="chance")
+        axis.legend(fontsize=7)
     axis.set(xscale="log", xlabel="noise multiplier σ (clip C)", ylim=(-0.03, 1.03), ylabel="share right")
     axis.set_title(f"labels and candidates after {looks} looks", fontsize=9)
-    axis.legend(fontsize=7)

@@ -96,7 +96,8 @@ def _trained(folder: pathlib.Path):
     """Data, network and parameters of the newest checkpoint."""
     if not folder.is_dir():
         raise ValueError(f"checkpoint={str(folder)!r}: no such folder")
-    run, state, _ = runs.from_checkpoint(folder)
+    inside = folder / "checkpoints"
+    run, state, _ = runs.from_checkpoint(inside if inside.is_dir() else folder)
     return run.dataset, run.model, state.params, f"{run.config.model} after {int(state.step)} steps"
 
 
@@ -134,12 +135,18 @@ def table(rows: list[dict], criterion: metrics.Criterion = metrics.IMAGES) -> st
     )
     lines = [head]
     for row in rows:
+        ssim, labels = (_number(row.get(name)) for name in ("ssim", "labels"))
         lines.append(
             f"{row['leak']:<14}{row['attack']:<11}{row['sigma']:>8g}{row['exact']!s:>19}"
-            f"{row['recognisable']!s:>22}{row['rmse']:>8.3f}{row.get('ssim', float('nan')):>7.2f}"
-            f"{row['gain']:>7.2f}{row['labels']:>8.2f}{row['iterations']:>7.0f}{row['seconds']:>7.1f}"
+            f"{row['recognisable']!s:>22}{row['rmse']:>8.3f}{ssim:>7}"
+            f"{row['gain']:>7.2f}{labels:>8}{row['iterations']:>7.0f}{row['seconds']:>7.1f}"
         )
     return "\n".join(lines)
+
+
+def _number(value: float | None) -> str:
+    """Two digits, or a dash where there is none."""
+    return "-" if value is None or np.isnan(value) else f"{value:.2f}"
 
 
 def looks_table(labels: list[dict], candidates: list[dict]) -> str:
