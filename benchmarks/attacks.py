@@ -241,8 +241,10 @@ def tabular(victims: int = 64) -> list[dict]:
     for size, count in ((1, victims), (4, victims // 4)):
         x, y = _victims(dataset, count, size)
         plain = Attack(start="mean", labels="column_norm" if size == 1 else "bias", iterations=400)
+        relu = replace(RELU, start="mean", labels=plain.labels, tv=0.0)
         for sigma, name, attack in (
             (0.0, "plain", plain),
+            (0.0, "cosine, smoothed ReLU", relu),
             (1e-2, "plain", plain),
             (1e-2, "learned prior", POSTERIOR),
             (1e-1, "learned prior", POSTERIOR),

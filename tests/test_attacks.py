@@ -249,7 +249,7 @@ def test_the_signal_inverts_a_confident_network_where_the_loss_does_not():
     victims, x, _ = leaked(Leak(), count=8, params=confident)
     plain = errors(invert(Leak(), dataclasses.replace(UNDEFENDED, labels="column_norm"), victims), x)
     signal = errors(invert(Leak(), dataclasses.replace(UNDEFENDED, labels="signal"), victims), x)
-    assert (signal < 0.03).mean() >= 0.9 and (plain < 0.03).mean() <= 0.6
+    assert (signal < 0.03).all() and (plain > 0.1).any()
 
 
 def rows_of_features(count, seed):
