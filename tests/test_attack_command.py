@@ -109,7 +109,9 @@ def test_a_trained_checkpoint_of_tabular_data_is_attacked_from_end_to_end(tmp_pa
     analytic = [row for row in document["rows"] if row["attack"] == "analytic"]
     assert analytic and all(row["exact"][0] == 1 for row in analytic)
     assert len(document["labels"]) == len(document["candidates"]) == 3
-    assert len(results.read_folder(output / "records")) == len(document["rows"])
+    records = results.read_folder(output / "records")
+    assert len(records) == len(document["rows"]) and {record["step"] for record in records} == {4}
+    assert {record["metrics"]["threshold"] for record in records} == {0.3}
     assert (output / "attack.png").exists()
 
 

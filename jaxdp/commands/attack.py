@@ -77,7 +77,7 @@ def _check(config: Config) -> None:
 
 
 def _fresh(config: Config):
-    """Data, network and parameters of a fresh model."""
+    """Data, network, parameters, description and step of a fresh model."""
     dataset = data.load(config.data)
     if len(dataset.input_shape) == 3:
         dataset = data.resized(dataset, config.size)
@@ -89,22 +89,23 @@ def _fresh(config: Config):
         activation=config.activation,
         initialization=config.initialization or ("uniform" if name == "lenet" else "fan_in"),
     )  # fmt: skip
-    return dataset, made, made.params, f"fresh {name}"
+    return dataset, made, made.params, f"fresh {name}", 0
 
 
 def _trained(folder: pathlib.Path):
-    """Data, network and parameters of the newest checkpoint."""
+    """The same of the newest checkpoint."""
     if not folder.is_dir():
         raise ValueError(f"checkpoint={str(folder)!r}: no such folder")
     inside = folder / "checkpoints"
     run, state, _ = runs.from_checkpoint(inside if inside.is_dir() else folder)
-    return run.dataset, run.model, state.params, f"{run.config.model} after {int(state.step)} steps"
+    step = int(state.step)
+    return run.dataset, run.model, state.params, f"{run.config.model} after {step} steps", step
 
 
-def load(config: Config) -> tuple[Model, str]:
-    """What is attacked, and its description."""
+def load(config: Config) -> tuple[Model, str, int]:
+    """What is attacked, its description, and the steps it was trained for."""
     given = _fresh(config) if config.checkpoint is None else _trained(config.checkpoint)
-    dataset, network, params, described = given
+    dataset, network, params, described, step = given
     known = slice(0, config.public)
     floats = lambda x: np.asarray(dataset.to_float(x))  # noqa: E731
     train_x = floats(dataset.train_x[: max(2048, config.public)])
@@ -118,7 +119,7 @@ def load(config: Config) -> tuple[Model, str]:
         public=public_knowledge(train_x[known], dataset.train_y[known], classes=len(dataset.classes)),
         classes=len(dataset.classes),
     )
-    return model, f"{described}, {dataset.name} {list(dataset.input_shape)}"
+    return model, f"{described}, {dataset.name} {list(dataset.input_shape)}", step
 
 
 def settings(config: Config) -> Settings:
@@ -161,16 +162,17 @@ def looks_table(labels: list[dict], candidates: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def record(config: Config, row: dict, originals: np.ndarray, found: np.ndarray) -> dict:
-    """One row as a record."""
-    images = {}
+def record(config: Config, row: dict, originals: np.ndarray, found: np.ndarray, step: int = 0) -> dict:
+    """One row, of a model after `step` steps, as a record."""
+    images, threshold = {}, metrics.TABULAR.recognisable
     if originals.ndim == 4:
+        threshold = metrics.IMAGES.recognisable
         shown = min(_SHOWN, len(found))
         images = {"originals": originals[:shown], "reconstructions": found[:shown]}
     return results.attack_record(
-        variant="attack", seed=config.seed, config=asdict(config), stage=None, step=0,
+        variant="attack", seed=config.seed, config=asdict(config), stage=None, step=step,
         leak_point=row["leak"], attack=row["attack"], noise_std=row["noise_std"], knowledge=row["knowledge"],
-        metrics=row | {"success": row["recognisable"], "threshold": metrics.RECOGNISABLE},
+        metrics=row | {"success": row["recognisable"], "threshold": threshold},
         **images,
     )  # fmt: skip
 
@@ -178,7 +180,7 @@ def record(config: Config, row: dict, originals: np.ndarray, found: np.ndarray) 
 def run(config: Config) -> None:
     """Attacks, prints the tables, writes attack.json, attack.png and the records."""
     _check(config)
-    model, described = load(config)
+    model, described, step = load(config)
     print(f"{described}; clip C = {config.l2_norm_clip:g}", flush=True)
     rows, images = [], []
     for row, found in sweep.sweep(model, settings(config), config.progress):
@@ -197,7 +199,7 @@ def run(config: Config) -> None:
         print("\nlabels (chance 1/classes) and one of 10 candidates, after several looks at the same example")
         print(looks_table(labels, candidates))
     for row, found in zip(rows, images, strict=True):
-        results.write(record(config, row, model.x[: len(found)], found), config.output / "records")
+        results.write(record(config, row, model.x[: len(found)], found, step), config.output / "records")
     document = {
         "attacked": described,
         "config": asdict(config),
