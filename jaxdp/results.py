@@ -71,7 +71,7 @@ def _record(kind: str, variant: str, seed: int | None, config: Mapping, **fields
         "environment": environment(),
         **fields,
     }
-    record = _plain(record)
+    record = plain(record)
     validate(record)
     return record
 
@@ -183,14 +183,14 @@ def unpack_images(packed: Mapping) -> np.ndarray:
         raise ValueError(f"images cannot be read ({error})") from None
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """What JSON holds: NumPy scalars and arrays as Python's, numbers that are not finite as None."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, (np.ndarray, np.generic)) or hasattr(value, "__array__"):
-        return _plain(np.asarray(value).tolist())
+        return plain(np.asarray(value).tolist())
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if value is None or isinstance(value, (bool, int, str)):
@@ -307,11 +307,16 @@ def write(record: Mapping, folder: pathlib.Path) -> pathlib.Path:
 
 
 def write_text(path: pathlib.Path, content: str) -> None:
+    """Writes a text file, whole or not at all."""
+    write_bytes(path, content.encode())
+
+
+def write_bytes(path: pathlib.Path, content: bytes) -> None:
     """Writes a file, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
+        with os.fdopen(handle, "wb") as file:
             file.write(content)
         os.chmod(partial, 0o644)
         os.replace(partial, path)

@@ -18,6 +18,7 @@ from jaxdp.attacks import (
     engine,
     evaluation,
     hypotheses,
+    inference,
     labels,
     lbfgs,
     leaks,
@@ -25,6 +26,7 @@ from jaxdp.attacks import (
     portfolio,
     priors,
     risk,
+    smoothing,
     starts,
 )
 from jaxdp.attacks.levenberg_marquardt import levenberg_marquardt
@@ -105,6 +107,7 @@ COMBINATIONS = [
     ),
     (Leak(batch_size=2), dict(labels="joint", start="uniform", restarts=2)),
     (Leak(batch_size=2, local_steps=2), dict(labels="known", clip_aware=False)),
+    (Leak(), dict(solver="adam", labels="signal", smoothing=0.5)),
 ]  # fmt: skip
 COMBINATIONS = [
     (leak, Attack(**choices, iterations=3, conjugate_gradients=2, memory=3)) for leak, choices in COMBINATIONS
@@ -160,7 +163,117 @@ def test_one_program_serves_all_victims_bounds_noises_and_keys():
     assert once > 0 and len(traced) == once
 
 
+def pairwise():
+    """Choices such that every pair of values of two fields meets, beyond those that are compiled above."""
+    fields = {
+        "labels": labels.NAMES,
+        "start": starts.NAMES,
+        "objective": objectives.NAMES,
+        "solver": attacks.attack.SOLVERS,
+        "prior": priors.NAMES,
+    }
+    missing = {
+        frozenset([(a, i), (b, j)])
+        for a, b in itertools.combinations(fields, 2)
+        for i in fields[a]
+        for j in fields[b]
+    }
+    while missing:
+        chosen = dict(min(missing, key=sorted))
+        for field, values in fields.items():
+            items = list(chosen.items())
+            gains = [sum(frozenset([(field, v), item]) in missing for item in items) for v in values]
+            chosen.setdefault(field, values[int(np.argmax(gains))])
+        missing -= {frozenset(pair) for pair in itertools.combinations(chosen.items(), 2)}
+        yield Attack(**chosen, conjugate_gradients=2, memory=2)
+
+
+def test_every_pair_of_choices_traces_mapped_over_lanes():
+    victims, _, _ = leaked(Leak(clip="flat"))
+    seen = engine.observations(victims, Leak(clip="flat"), 2)
+    covered = list(pairwise())
+    assert len(covered) >= len(labels.NAMES) * len(starts.NAMES)
+    for attack in covered:
+        lane = attacks.attack.inversion(loss_fn, Leak(clip="flat"), attack, SHAPE, CLASSES)
+
+        def once(observation, key, lane=lane):
+            data, z = lane.load(PARAMS, observation, PUBLIC, key)
+            state = lane.solver.tick(lane.problem(PARAMS, data, PUBLIC, 0.5), lane.solver.init(z))
+            return lane.decode(data, PUBLIC, state.z)
+
+        x, y = jax.eval_shape(jax.vmap(once), seen, jax.random.split(jax.random.key(0), 2))
+        assert x.shape == (2, 1, *SHAPE) and y.shape == (2, 1), attack
+
+
 UNDEFENDED = Attack(iterations=400)
+
+
+def relu_loss(params, example):
+    """The same network with a ReLU."""
+    x, y = example
+    hidden = jax.nn.relu(x.reshape(-1) @ params["first"]["kernel"] + params["first"]["bias"])
+    return -jax.nn.log_softmax(hidden @ params["second"]["kernel"] + params["second"]["bias"])[y]
+
+
+def test_smoothing_leads_to_the_network_as_it_is():
+    x, y = images(1)
+    example = (jnp.asarray(x[0]), y[0])
+    sharp = jax.grad(relu_loss)(PARAMS, example)
+    slope = jax.jit(lambda width: jax.grad(smoothing.smoothed(relu_loss, width))(PARAMS, example))
+    for width, tolerance in ((0.0, 1e-5), (1e-3, 1e-2)):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=tolerance), slope(width), sharp)  # noqa: B023
+    wide = smoothing.smoothed(relu_loss, 1.0)(PARAMS, example)
+    assert abs(wide - relu_loss(PARAMS, example)) > 1e-3
+    assert smoothing.has_relu(relu_loss, PARAMS, example) and not smoothing.has_relu(loss_fn, PARAMS, example)
+
+
+@pytest.mark.parametrize("clip", ["none", "flat", "automatic"])
+def test_the_signal_read_off_the_leak_predicts_it_exactly(clip):
+    leak = Leak(clip=clip)
+    victims, x, y = leaked(leak, count=2, bound=0.05)
+    seen = engine.observations(victims, leak, 2)
+    for i in range(2):
+        observation = jax.tree.map(lambda leaf: jnp.asarray(leaf[i]), seen)  # noqa: B023
+        signal = inference.head_signal(leak, observation, CLASSES)
+        loss = inference.signal_loss(loss_fn, CLASSES)
+        predicted = leaks.forward(loss, Leak(), PARAMS, x[i], signal)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), predicted, observation.observed
+        )
+        assert int(jnp.argmin(signal[0])) == y[i, 0]
+
+
+def test_the_signal_inverts_a_confident_network_where_the_loss_does_not():
+    # A last layer 40 times as large: p is nearly one-hot, as after training.
+    confident = PARAMS | {"second": jax.tree.map(lambda leaf: 40 * leaf, PARAMS["second"])}
+    victims, x, _ = leaked(Leak(), count=8, params=confident)
+    plain = errors(invert(Leak(), dataclasses.replace(UNDEFENDED, labels="column_norm"), victims), x)
+    signal = errors(invert(Leak(), dataclasses.replace(UNDEFENDED, labels="signal"), victims), x)
+    assert (signal < 0.03).all() and (plain > 0.1).any()
+
+
+def rows_of_features(count, seed):
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, CLASSES, count).astype(np.int32)
+    return (rng.normal(size=(count, 9)) + 0.5 * y[:, None]).astype(np.float32), y
+
+
+def test_tabular_rows_are_attacked_in_their_own_box_and_judged_by_their_own_thresholds():
+    public = attacks.public_knowledge(*rows_of_features(100, 1), classes=CLASSES)
+    x, y = rows_of_features(4, 2)
+    params = network(0) | {
+        "first": {"bias": PARAMS["first"]["bias"], "kernel": PARAMS["first"]["kernel"][:9]}
+    }
+    attack = Attack(start="mean", labels="column_norm", iterations=150)
+    row, found = evaluation.evaluate(
+        loss_fn, Leak(), attack, params, x[:, None], y[:, None], jax.random.key(0), public=public,
+        classes=CLASSES, lanes=2,
+    )  # fmt: skip
+    assert row["exact"].estimate == 1 and found.x.min() < 0
+    assert (found.x >= np.asarray(public.lower)).all() and (found.x <= np.asarray(public.upper)).all()
+    off = found._replace(x=found.x + 0.2)
+    judged = evaluation.judge(off, x[:, None], y[:, None], public.mean)
+    assert judged["exact"].estimate == 0 and judged["recognisable"].estimate == 1 and "ssim" not in judged
 
 
 def test_undefended_gradients_give_the_images_away():
@@ -387,7 +500,7 @@ def infer(rule, leak, victims):
     seen = engine.observations(victims, leak, len(victims.labels))
 
     def one(observation):
-        return attacks.attack.infer_labels(rule, loss_fn, leak, PARAMS, observation, PUBLIC, CLASSES)
+        return inference.infer_labels(rule, loss_fn, leak, PARAMS, observation, PUBLIC, CLASSES)
 
     return np.asarray(jax.vmap(one)(jax.tree.map(jnp.asarray, seen)))
 
@@ -514,6 +627,8 @@ def refused():
         (lambda: Attack(iterations=0), "iterations=0"),
         (lambda: Attack(tv=-1.0), "tv=-1.0"),
         (lambda: Attack(solver="levenberg_marquardt", tv=0.1), "total variation"),
+        (lambda: Attack(smoothing=1.0), "needs adam"),
+        (lambda: invert(Leak(batch_size=2), Attack(labels="signal"), pairs), "labels='signal'"),
         (lambda: Leak(clip="soft"), "clip='soft'"),
         (lambda: Leak(batch_size=0), "batch_size=0"),
         (lambda: invert(Leak(), Attack(prior="gaussian"), victims, public=None), "prior='gaussian'"),

@@ -12,8 +12,9 @@
 | `engine`              | every victim and restart through a fixed number of compiled lanes                 |
 """
 
-from jaxdp.attacks.attack import Attack, Public
+from jaxdp.attacks.attack import Attack
 from jaxdp.attacks.engine import Reconstruction, Victims, invert, public_knowledge
+from jaxdp.attacks.given import Public
 from jaxdp.attacks.leaks import Leak, forward
 from jaxdp.attacks.observe import observe
 

@@ -25,15 +25,15 @@ class AdamState(NamedTuple):
     done: Array
 
 
-def adam(iterations: int, learning_rate: float = 0.03, signed: bool = False) -> Solver:
-    """The solver.
+def adam(learning_rate: float = 0.03, signed: bool = False, keep_last: bool = False) -> Solver:
+    """The solver; its step size follows a cosine from `learning_rate` to 0 as the problem's `progress` says.
 
     Args:
-      iterations: length of the cosine decay to 0.
       learning_rate: at the start.
       signed: feed the sign of the gradient.
+      keep_last: keep the last point instead of the best one, for an objective that changes on the way.
     """
-    optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, iterations))
+    optimizer = optax.scale_by_adam()
 
     def init(z):
         zero = jnp.zeros((), z.dtype)
@@ -42,15 +42,17 @@ def adam(iterations: int, learning_rate: float = 0.03, signed: bool = False) -> 
         )
 
     def tick(problem, state):
-        value, gradient = jax.value_and_grad(problem.objective)(state.current)
+        z = state.current
+        value, gradient = jax.value_and_grad(problem.objective)(z)
         gradient = jnp.where(jnp.isfinite(gradient), gradient, 0)
-        better = value < state.value
+        better = (value < state.value) | keep_last
         updates, moments = optimizer.update(jnp.sign(gradient) if signed else gradient, state.moments)
         value = jnp.where(better, value, state.value)
+        step = learning_rate * 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(problem.progress, 0, 1)))
         return AdamState(
-            z=jnp.where(better, state.current, state.z),
+            z=jnp.where(better, z, state.z),
             value=value,
-            current=problem.project(state.current + jnp.asarray(updates, state.current.dtype)),
+            current=problem.project(z - jnp.asarray(step * jnp.asarray(updates), z.dtype)),
             moments=moments,
             ticks=state.ticks + 1,
             done=state.done,

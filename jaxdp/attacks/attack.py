@@ -7,19 +7,21 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, Int
 
 from jaxdp.attacks import labels as label_rules
 from jaxdp.attacks import leaks, objectives, priors, starts
 from jaxdp.attacks.adam import adam
+from jaxdp.attacks.inference import head_signal, infer_labels, signal_loss, soft_label_loss
 from jaxdp.attacks.lbfgs import lbfgs
 from jaxdp.attacks.leaks import Leak, Loss
 from jaxdp.attacks.levenberg_marquardt import levenberg_marquardt
+from jaxdp.attacks.smoothing import smoothed
 from jaxdp.attacks.solver import Problem, Solver
 
 SOLVERS = ("lbfgs", "adam", "signed_adam", "levenberg_marquardt")
 
+_SHARPENING = 0.01  # the smoothing's width at the end over that at the start
 _BOX_STD = 0.02  # with a Gaussian prior the box is soft: this far outside costs as much as one sigma
 
 
@@ -33,8 +35,9 @@ class Attack:
       start: one of `starts.NAMES`.
       labels: one of `labels.NAMES`.
       prior: `none` or `gaussian` (needs public inputs).
-      tv: weight of the total variation.
-      box: whether the attacker knows that inputs lie in [0, 1].
+      tv: weight of the total variation, averaged over pixels; with `likelihood`, the rate of a Laplace prior
+        of the differences between neighbours, which the noise then weighs (10 suits digits).
+      box: whether the attacker knows the range of inputs, [0, 1] for images.
       clip_aware: whether the clip is modelled.
       noise_aware: whether the noise's standard deviation is known to the attacker.
       iterations: ticks of the solver.
@@ -44,6 +47,8 @@ class Attack:
       conjugate_gradients: inner steps of Levenberg-Marquardt.
       tolerance: a lane stops once its objective is below this share of what it was at the start.
       float64: compute in double precision.
+      smoothing: width of the smooth ReLUs that the search starts with, relative to the units; it shrinks a
+        hundredfold on the way (see `smoothing`).  0 for the network as it is.
     """
 
     objective: str = "squared_l2"
@@ -62,6 +67,7 @@ class Attack:
     conjugate_gradients: int = 50
     tolerance: float = 1e-9
     float64: bool = False
+    smoothing: float = 0.0
 
     def __post_init__(self):
         choices = {
@@ -78,7 +84,7 @@ class Attack:
             value = getattr(self, name)
             if value != int(value) or value < 1:
                 raise ValueError(f"{name}={value}: must be a whole number >= 1")
-        for name in ("tv", "learning_rate", "tolerance"):
+        for name in ("tv", "learning_rate", "tolerance", "smoothing"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"{name}={value}: must be finite and >= 0")
@@ -86,47 +92,16 @@ class Attack:
             raise ValueError(
                 f"tv={self.tv}: levenberg_marquardt needs least squares, without total variation"
             )
-
-
-class Public(NamedTuple):
-    """What the attacker has of public data.
-
-    Attributes:
-      examples: inputs [m, *input_shape] for label templates; grey ones where nothing is known.
-      labels: their labels [m], or -1 where every class uses every example.
-      mean: the mean input, a start.
-      prior: the Gaussian prior, or None.
-    """
-
-    examples: Float[Array, "m ..."]
-    labels: Int[Array, " m"]
-    mean: Float[Array, "..."]
-    prior: priors.Gaussian | None = None
-
-
-class Observation(NamedTuple):
-    """One victim as the attacker meets it, without the parameters.
-
-    Attributes:
-      observed: the leaked pytree.
-      noise_std: standard deviation of its noise, [T].
-      bound: the clip bound C.
-      learning_rate: of local steps.
-      labels: [B], used only by `labels="known"`.
-    """
-
-    observed: PyTree
-    noise_std: Array | np.ndarray
-    bound: Array | np.ndarray
-    learning_rate: Array | np.ndarray
-    labels: Array | np.ndarray
+        if self.smoothing and "adam" not in self.solver:
+            raise ValueError(f"smoothing={self.smoothing}: needs adam, which bears a changing objective")
 
 
 class Lane(NamedTuple):
-    """What one lane minimises: fixed while it runs."""
+    """What one lane minimises: fixed while it runs; `signals` [B, classes] only for `labels="signal"`."""
 
     target: objectives.Target
     labels: Int[Array, " b"]
+    signals: Array
     bound: Float[Array, ""]
     learning_rate: Float[Array, ""]
 
@@ -136,7 +111,7 @@ class Inversion(NamedTuple):
 
     Attributes:
       load: (params, observation, public, key) -> (lane, z0).
-      problem: (params, lane, public) -> the solver's problem.
+      problem: (params, lane, public, progress) -> the solver's problem, progress from 0 to 1.
       decode: (lane, public, z) -> (x, y).
       solver: the solver.
     """
@@ -152,96 +127,15 @@ def _solver(attack: Attack) -> Solver:
         return lbfgs(attack.memory)
     if attack.solver == "levenberg_marquardt":
         return levenberg_marquardt(attack.conjugate_gradients)
-    return adam(attack.iterations, attack.learning_rate, attack.solver == "signed_adam")
+    return adam(attack.learning_rate, attack.solver == "signed_adam", attack.smoothing > 0)
 
 
-def soft_label_loss(loss_fn: Loss, classes: int) -> Loss:
-    """The loss with label logits in place of a label: the expectation over the labels they describe."""
-
-    def loss(params, example):
-        x, logits = example
-        each = jax.vmap(lambda y: loss_fn(params, (x, y)))(jnp.arange(classes))
-        return jax.nn.softmax(logits) @ each
-
-    return loss
-
-
-def templates(loss_fn, leak, params, public, bound, learning_rate, classes):
-    """The expected observation of each class on its public examples: pytree with a leading [classes]."""
-    single = Leak(clip=leak.clip, window=leak.window, local_steps=leak.local_steps)
-
-    def observe(x, label):
-        return leaks.forward(loss_fn, single, params, x[None], label[None], bound, learning_rate)
-
-    def of_class(label):
-        weights = ((public.labels == label) | (public.labels < 0)).astype(public.examples.dtype)
-        weights = weights / jnp.maximum(weights.sum(), 1)
-        each = jax.vmap(observe, in_axes=(0, None))(public.examples, label)
-        return jax.tree.map(lambda leaf: jnp.tensordot(weights, leaf, 1), each)
-
-    return jax.lax.map(of_class, jnp.arange(classes))
-
-
-def _average_prediction(loss_fn, head, params, public, classes):
-    """The model's mean softmax on the public examples, read off its bias gradient."""
-
-    def one(x):
-        gradient = jax.grad(loss_fn)(params, (x, jnp.zeros((), jnp.int32)))
-        return jax.tree.leaves(gradient)[head.bias]
-
-    return jax.vmap(one)(public.examples).mean(0) + jnp.eye(classes)[0]
-
-
-def infer_labels(
-    rule: str,
-    loss_fn: Loss,
-    leak: Leak,
-    params: PyTree,
-    observation: Observation,
-    public: Public,
-    classes: int,
-) -> Int[Array, " b"]:
-    """Labels of one victim by one of `labels.NAMES`.
-
-    Raises:
-      ValueError: the model has no head of the shape the rule reads, or the rule is for one example only.
-    """
-    if rule == "known":
-        return jnp.asarray(observation.labels)
-    if rule == "joint":
-        return jnp.zeros(leak.batch_size, jnp.int32)
-    total = leak.batch_size
-    if rule == "template":
-        expected = templates(
-            loss_fn, leak, params, public, observation.bound, observation.learning_rate, classes
-        )
-        std = jnp.maximum(observation.noise_std, 1e-6)
-
-        def flat(tree, lead):
-            scale = std.reshape(*(1 for _ in lead), leak.window, 1)
-            rows = [
-                (leaf.reshape(*lead, leak.window, -1) / scale).reshape(*lead, -1)
-                for leaf in jax.tree.leaves(tree)
-            ]
-            return jnp.concatenate(rows, axis=-1)
-
-        return label_rules.from_templates(flat(observation.observed, ()), flat(expected, (classes,)), total)
-    first = params if leak.window == 1 else jax.tree.map(lambda leaf: leaf[0], params)
-    head = label_rules.find_head(first, classes)
-    leaves = jax.tree.leaves(observation.observed)
-    if leak.window > 1:
-        leaves = [leaf.mean(0) for leaf in leaves]
-    if rule == "bias":
-        if head.bias is None:
-            raise ValueError("labels='bias': the last layer has no bias; use column_norm or template")
-        average = (
-            _average_prediction(loss_fn, head, first, public, classes) if total > 1 else leaves[head.bias]
-        )
-        return label_rules.from_bias(leaves[head.bias], average, total)
-    if total > 1:
-        raise ValueError(f"labels={rule!r}: finds one label, batch_size={total}; use bias or template")
-    from_kernel = label_rules.from_row_sum if rule == "row_sum" else label_rules.from_column_norm
-    return from_kernel(leaves[head.kernel])
+def _modelled(leak: Leak, attack: Attack) -> Leak:
+    """The leak as the attack's prediction computes it."""
+    scaled_alike = attack.labels == "signal" and not leak.clip.startswith("per_layer")
+    if attack.clip_aware and not scaled_alike:
+        return leak
+    return Leak(batch_size=leak.batch_size, window=leak.window, local_steps=leak.local_steps)
 
 
 def inversion(
@@ -249,12 +143,19 @@ def inversion(
 ) -> Inversion:
     """The attack's functions for one lane; pure, to be mapped and compiled by the engine."""
     size, batch, window = math.prod(input_shape), leak.batch_size, leak.window
-    modelled = leak if attack.clip_aware else Leak(
-        batch_size=batch, window=window, local_steps=leak.local_steps
-    )  # fmt: skip
-    joint = attack.labels == "joint"
+    modelled = _modelled(leak, attack)
+    if attack.tv and len(input_shape) != 3:
+        raise ValueError(f"tv={attack.tv}: needs images, input_shape={input_shape}")
+    joint, signal = attack.labels == "joint", attack.labels == "signal"
     whitened = attack.prior == "gaussian"
-    loss = soft_label_loss(loss_fn, classes) if joint else loss_fn
+    if signal and (batch, window, leak.local_steps) != (1, 1, 1):
+        raise ValueError(
+            f"labels='signal': reads one gradient of one example, {batch=}, {window=}, "
+            f"local_steps={leak.local_steps}; use bias or template"
+        )
+    loss = loss_fn
+    if joint or signal:
+        loss = (soft_label_loss if joint else signal_loss)(loss_fn, classes)
 
     def split(z):
         return z[: batch * size].reshape(batch, size), z[batch * size :].reshape(batch, -1)
@@ -269,23 +170,34 @@ def inversion(
         if joint:
             logits = 0.1 * jax.random.normal(label_key, (batch * classes,), z.dtype)
             z = jnp.concatenate([z, logits])
-        return Lane(target, y, observation.bound, observation.learning_rate), z
+        signals = head_signal(leak, observation, classes) if signal else jnp.zeros((), z.dtype)
+        return Lane(target, y, signals, observation.bound, observation.learning_rate), z
+
+    def box(public):
+        each = (jnp.broadcast_to(side, input_shape).ravel() for side in (public.lower, public.upper))
+        return [jnp.tile(side[None], (batch, 1)) for side in each]
 
     def pixels(lane, public, z):
         return priors.decode(public.prior if whitened else None, split(z)[0], lane.labels)
 
-    def problem(params, lane, public):
+    def problem(params, lane, public, progress=1.0):
         def residual(z):
             x = pixels(lane, public, z)
-            y = split(z)[1] if joint else lane.labels
+            y = split(z)[1] if joint else lane.signals if signal else lane.labels
             predicted = leaks.forward(
-                loss, modelled, params, x.reshape(batch, *input_shape), y, lane.bound, lane.learning_rate
+                smooth_loss,
+                modelled,
+                params,
+                x.reshape(batch, *input_shape),
+                y,
+                lane.bound,
+                lane.learning_rate,
             )
             terms = [objectives.residual(attack.objective, predicted, lane.target, window)]
             if whitened:
                 terms.append(split(z)[0] * jnp.sqrt(lane.target.prior_weight))
             if whitened and attack.box:
-                outside = x - jnp.clip(x, 0, 1)
+                outside = x - jnp.clip(x, *box(public))
                 terms.append(outside * jnp.sqrt(lane.target.prior_weight) / _BOX_STD)
             return terms
 
@@ -293,19 +205,26 @@ def inversion(
             value = objectives.half_square(residual(z))
             if attack.tv:
                 images = pixels(lane, public, z).reshape(batch, *input_shape)
-                value = value + attack.tv * priors.total_variation(images)
+                scale = batch * size * lane.target.prior_weight if attack.objective == "likelihood" else 1.0
+                value = value + attack.tv * scale * priors.total_variation(images)
             return value
 
+        smooth_loss = loss
+        if attack.smoothing:
+            width = attack.smoothing * _SHARPENING ** jnp.clip(progress, 0, 1)
+            smooth_loss = smoothed(loss, width)
         lower, upper = -jnp.inf, jnp.inf
         if attack.box and not whitened:
             free = jnp.full(batch * classes, jnp.inf)
-            lower = jnp.concatenate([jnp.zeros(batch * size), -free]) if joint else 0.0
-            upper = jnp.concatenate([jnp.ones(batch * size), free]) if joint else 1.0
-        return Problem(objective, residual, lower, upper)
+            lower, upper = (side.ravel() for side in box(public))
+            if joint:
+                lower, upper = jnp.concatenate([lower, -free]), jnp.concatenate([upper, free])
+        return Problem(objective, residual, lower, upper, progress)
 
     def decode(lane, public, z):
-        x = pixels(lane, public, z).reshape(batch, *input_shape)
+        x = pixels(lane, public, z)
         y = jnp.argmax(split(z)[1], axis=-1) if joint else lane.labels
-        return (jnp.clip(x, 0, 1) if attack.box else x), y
+        x = jnp.clip(x, *box(public)) if attack.box else x
+        return x.reshape(batch, *input_shape), y
 
     return Inversion(load, problem, decode, _solver(attack))

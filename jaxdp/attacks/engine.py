@@ -3,23 +3,27 @@
 Lanes advance together in one compiled loop; a lane that has converged takes the next job at the next
 segment, so that easy victims do not wait for hard ones.  The number of lanes is fixed whatever the number of
 victims: memory is bounded, nothing is compiled for another number, and the same victim meets the same
-program, bit for bit, alone or among thousands.
+program, bit for bit, alone or among thousands.  On a CPU each core drives a batch of lanes of its own.
 """
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import functools
+import os
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
+from tqdm import tqdm
 
 from jaxdp import convolution
 from jaxdp.attacks import priors
-from jaxdp.attacks.attack import Attack, Inversion, Observation, Public, inversion
-from jaxdp.attacks.jobs import Queue
+from jaxdp.attacks.attack import Attack, Inversion, inversion
+from jaxdp.attacks.given import Observation, Public
+from jaxdp.attacks.jobs import CompiledOnce, Queue, split
 from jaxdp.attacks.leaks import Leak, Loss
 
 _SEGMENT = 25  # ticks between two looks at which lanes are done
@@ -73,7 +77,16 @@ class _Programs(NamedTuple):
 
 def default_lanes() -> int:
     """Lanes that keep the device busy: few on a CPU, whose caches are small."""
-    return 16 if jax.default_backend() == "cpu" else 256
+    return 8 if jax.default_backend() == "cpu" else 256
+
+
+def _threads(jobs: int, lanes: int) -> int:
+    """How many batches of lanes run beside each other.
+
+    A batch of small convolutions keeps little more than one core busy, so each core of a CPU gets its own.
+    """
+    cores = (os.cpu_count() or 1) if jax.default_backend() == "cpu" else 1
+    return max(1, min(cores, 8, -(-jobs // lanes)))
 
 
 @functools.lru_cache(maxsize=128)
@@ -91,15 +104,15 @@ def _programs(
         data, z = jax.vmap(lane.load, in_axes=(axis, 0, None, 0))(params, observation, public, keys)
         return data, jax.vmap(lane.solver.init)(z), jnp.full(z.shape[0], jnp.inf, z.dtype)
 
-    def tick_lane(params, data, public, state):
-        return lane.solver.tick(lane.problem(params, data, public), state)
+    def tick_lane(params, data, public, state, iterations):
+        return lane.solver.tick(lane.problem(params, data, public, state.ticks / iterations), state)
 
-    tick = jax.vmap(tick_lane, in_axes=(axis, 0, None, 0))
+    tick = jax.vmap(tick_lane, in_axes=(axis, 0, None, 0, None))
 
     def advance(params, data, public, state, first, idle, iterations, tolerance):
         def go(carry):
             count, state, first = carry
-            new = tick(params, data, public, state)
+            new = tick(params, data, public, state, iterations)
             first = jnp.where(new.ticks == 1, new.value, first)
             spent = (new.ticks >= iterations) | (new.value < tolerance * first)
             new = new._replace(done=new.done | spent)
@@ -113,13 +126,12 @@ def _programs(
         return jax.lax.while_loop(busy, go, (0, state, first))[1:]
 
     finish = jax.vmap(lane.decode, in_axes=(0, None, 0))
-    return _Programs(jax.jit(load), jax.jit(_where), jax.jit(advance), jax.jit(finish))
+    return _Programs(*(CompiledOnce(jax.jit(function)) for function in (load, _where, advance, finish)))
 
 
 def _compiled_part(attack: Attack) -> Attack:
     """The attack without what is an argument of its programs, so that these are shared."""
-    iterations = attack.iterations if "adam" in attack.solver else 1
-    return dataclasses.replace(attack, iterations=iterations, restarts=1, tolerance=0.0, noise_aware=True)
+    return dataclasses.replace(attack, iterations=1, restarts=1, tolerance=0.0, noise_aware=True)
 
 
 def _where(mask, new, old):
@@ -147,8 +159,12 @@ def public_knowledge(
 ) -> Public:
     """Public examples as the attacker uses them.
 
+    Of images the box is [0, 1]; of tabular rows it is the range that each feature has among the public ones,
+    widened by half of it to either side, since victims may lie outside.
+
     Args:
-      x: public inputs [m, *input_shape] in [0, 1], disjoint from every victim.
+      x: public inputs, images [m, height, width, channels] in [0, 1] or rows [m, features]; disjoint from
+        every victim.
       y: their labels [m].
       classes: number of labels.
       templates: how many of them serve as label templates.
@@ -157,7 +173,11 @@ def public_knowledge(
     x, y = np.asarray(x, np.float32), np.asarray(y, np.int32)
     prior = priors.gaussian(x, y if class_prior else None, classes=classes)
     few = slice(0, templates)
-    return Public(jnp.asarray(x[few]), jnp.asarray(y[few]), jnp.asarray(x.mean(0)), prior)
+    box = (0.0, 1.0)
+    if x.ndim == 2:
+        low, high = x.min(0), x.max(0)
+        box = (jnp.asarray(1.5 * low - 0.5 * high), jnp.asarray(1.5 * high - 0.5 * low))
+    return Public(jnp.asarray(x[few]), jnp.asarray(y[few]), jnp.asarray(x.mean(0)), prior, *box)
 
 
 def observations(victims: Victims, leak: Leak, count: int) -> Observation:
@@ -248,14 +268,22 @@ def invert(
     leaked = observations(victims, leak, count)
     if not attack.noise_aware:
         leaked = leaked._replace(noise_std=np.zeros_like(leaked.noise_std))
-    with _precision(attack.float64):
-        compiled = _compiled_part(attack)
-        programs = _programs(loss_fn, leak, compiled, tuple(input_shape), classes, own_params)
-        host = [jax.tree.map(np.asarray, tree) for tree in (victims.params, leaked, public)]
-        params, leaked, public = (_cast(tree, attack.float64) for tree in host)
-        queue = Queue(count, attack.restarts, lanes or default_lanes())
-        results = _run(programs, params, leaked, public, key, queue, attack, own_params, progress)
-    return _choose(results, count, attack.restarts)
+    programs = _programs(loss_fn, leak, _compiled_part(attack), tuple(input_shape), classes, own_params)
+    host = [jax.tree.map(np.asarray, tree) for tree in (victims.params, leaked, public)]
+    given = [_cast(tree, attack.float64) for tree in host]
+    lanes = lanes or default_lanes()
+    total = count * attack.restarts
+    queues = [Queue(jobs, lanes) for jobs in split(count, attack.restarts, _threads(total, lanes))]
+    with tqdm(total=total, unit="attack", disable=not progress) as bar:
+        work = functools.partial(_run, programs, given, key, attack=attack, own_params=own_params, bar=bar)
+        if len(queues) == 1:
+            work(queues[0])
+        else:
+            with concurrent.futures.ThreadPoolExecutor(len(queues)) as pool:
+                list(pool.map(work, queues))
+    order = np.argsort(np.concatenate([queue.jobs @ (attack.restarts, 1) for queue in queues]))
+    columns = zip(*(result for queue in queues for result in queue.results), strict=True)
+    return _choose([np.stack(column)[order] for column in columns], count, attack.restarts)
 
 
 def _choose(results, count, restarts):
@@ -268,17 +296,16 @@ def _choose(results, count, restarts):
     )
 
 
-def _run(programs, params, observations, public, key, queue, attack, own_params, progress):
-    """Every job through the lanes; arrays in the order of the jobs."""
-    from tqdm import tqdm
-
-    public, own = jax.device_put(public), jax.device_put(None if own_params else params)
-    batch: Any = None
-    with tqdm(total=len(queue.jobs), unit="attack", disable=not progress) as bar:
+def _run(programs, given, key, queue, *, attack, own_params, bar) -> None:
+    """Every job of the queue through its lanes."""
+    with _precision(attack.float64):  # a setting of the thread
+        params, observations, public = given
+        public, own = jax.device_put(public), jax.device_put(None if own_params else params)
+        batch: Any = None
         while True:
             fresh = queue.refill()
             if queue.idle.all():
-                break
+                return
             if fresh.any():
                 victim, restart = queue.at()
                 own = rows(params, victim) if own_params else own
@@ -294,7 +321,6 @@ def _run(programs, params, observations, public, key, queue, attack, own_params,
                 found = programs.finish(data, public, state.z)
                 queue.finish(done, [np.asarray(c) for c in (*found, state.value, state.ticks)])
                 bar.update(int(done.sum()))
-    return [np.stack(column) for column in zip(*queue.results, strict=True)]
 
 
 def rows(tree: PyTree, index: np.ndarray) -> PyTree:

@@ -8,8 +8,9 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from jaxdp import metrics
-from jaxdp.attacks.attack import Attack, Public
+from jaxdp.attacks.attack import Attack
 from jaxdp.attacks.engine import Reconstruction, invert
+from jaxdp.attacks.given import Public
 from jaxdp.attacks.leaks import Leak, Loss
 from jaxdp.attacks.observe import observe
 
@@ -68,7 +69,7 @@ def judge(
 
     Args:
       reconstruction: of N victims.
-      x: the truth [N, B, *input_shape].
+      x: the truth [N, B, *input_shape], images or tabular rows: each has its own thresholds.
       y: labels [N, B].
       mean: the mean public input, the baseline.
 
@@ -77,12 +78,13 @@ def judge(
     """
     axes = x.ndim - 2
     guess = metrics.matched(reconstruction.x, x)
+    criterion = metrics.IMAGES if axes == 3 else metrics.TABULAR
     error = np.asarray(metrics.rmse(guess, x, axes)).ravel()
     baseline = np.asarray(metrics.rmse(np.broadcast_to(mean, x.shape), x, axes))
     row = {
         "victims": len(x),
-        "exact": metrics.success_rate(error < metrics.EXACT),
-        "recognisable": metrics.success_rate(error < metrics.RECOGNISABLE),
+        "exact": metrics.success_rate(error < criterion.exact),
+        "recognisable": metrics.success_rate(error < criterion.recognisable),
         "rmse": float(np.median(error)),
         "rmse_mean_image": float(np.median(baseline)),
         "psnr": float(np.median(metrics.psnr(guess, x, axes))),

@@ -1,13 +1,38 @@
 """Jobs waiting for lanes: each (victim, restart) runs once, in whichever lane is free first."""
 
+import threading
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
+
+
+def split(count: int, restarts: int, parts: int) -> list[np.ndarray]:
+    """All jobs [n, 2], dealt out in turn."""
+    jobs = np.array([(victim, restart) for victim in range(count) for restart in range(restarts)])
+    return [jobs[part::parts] for part in range(parts)]
+
+
+class CompiledOnce:
+    """A jitted function that threads may share: whoever calls it first compiles, the others wait for that."""
+
+    def __init__(self, function: Callable):
+        self._function, self._lock, self._ready = function, threading.Lock(), False
+
+    def __call__(self, *arguments: Any) -> Any:
+        if self._ready:
+            return self._function(*arguments)
+        with self._lock:
+            result = self._function(*arguments)
+            self._ready = True
+        return result
 
 
 class Queue:
     """Which job (victim, restart) runs in which lane."""
 
-    def __init__(self, count: int, restarts: int, lanes: int):
-        self.jobs = np.array([(victim, restart) for victim in range(count) for restart in range(restarts)])
+    def __init__(self, jobs: np.ndarray, lanes: int):
+        self.jobs = jobs
         self.running = np.full(lanes, -1)
         self.results: list = [None] * len(self.jobs)
         self._next = 0

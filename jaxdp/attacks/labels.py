@@ -10,6 +10,11 @@ For a cross-entropy head z = h W + b the gradients of one example are db = p - y
 | `column_norm` | the largest |dW_j|: exact for one example whatever the activation              |
 | `template`    | the labels whose expected gradients on public (or grey) inputs fit best          |
 | `joint`       | none: soft labels are optimised with the inputs (DLG)                         |
+| `signal`      | none needed: db is p - y itself and takes the place of the loss's derivative    |
+
+`signal` is what makes trained networks as easy as fresh ones.  Their p - y is tiny and depends exponentially
+on the input, so the gradients of a guess and of the truth differ by orders of magnitude; with p - y read off
+the leak, the gradient to be matched is that of a linear function of the logits.
 """
 
 from typing import NamedTuple
@@ -18,7 +23,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
-NAMES = ("known", "bias", "row_sum", "column_norm", "template", "joint")
+NAMES = ("known", "bias", "row_sum", "column_norm", "template", "joint", "signal")
 
 
 class Head(NamedTuple):

@@ -16,14 +16,24 @@ from jaxtyping import Array, Float
 
 from jaxdp import convolution
 from jaxdp.attacks import engine, priors
-from jaxdp.attacks.attack import Attack, Public, inversion
+from jaxdp.attacks.attack import Attack, inversion
 from jaxdp.attacks.engine import Reconstruction, Victims, invert
+from jaxdp.attacks.given import Public
 from jaxdp.attacks.leaks import Leak, Loss
 
 # Strongest first choices where public inputs are at hand, and without.
 PLAIN = Attack(objective="squared_l2", solver="lbfgs", start="patterned")
 COSINE = Attack(
     objective="cosine", solver="adam", start="normal", labels="column_norm", tv=1e-3, iterations=1000
+)
+# Without any public inputs: one example's gradient, raw or clipped; ReLU networks; noise.
+SIGNAL = Attack(objective="squared_l2", solver="lbfgs", start="constant", labels="signal", iterations=600)
+RELU = Attack(
+    objective="cosine", solver="adam", start="constant", labels="column_norm", tv=1e-3, learning_rate=0.05,
+    smoothing=1.5, iterations=1000,
+)  # fmt: skip
+SMOOTH = Attack(
+    objective="likelihood", solver="lbfgs", start="constant", labels="template", tv=10.0, iterations=400
 )
 POSTERIOR = Attack(
     objective="likelihood", solver="lbfgs", start="mean", labels="template", prior="gaussian", iterations=400
@@ -77,7 +87,8 @@ def score(
     """
     input_shape = tuple(x.shape[2:])
     public = engine.grey(input_shape) if public is None else public
-    program = _judge(loss_fn, leak, replace(judge, labels="known"), input_shape, classes, own_params)
+    rule = judge.labels if judge.labels == "signal" else "known"
+    program = _judge(loss_fn, leak, replace(judge, labels=rule), input_shape, classes, own_params)
     observations = engine.observations(victims, leak, len(x))
     lanes, values = lanes or engine.default_lanes(), []
     for begin in range(0, len(x), lanes):

@@ -19,12 +19,14 @@ class Problem(NamedTuple):
       objective: z -> scalar.
       residual: z -> pytree whose half squared norm is the objective; None where there is none.
       lower, upper: box on z, infinite where free.
+      progress: share of the iterations that are spent, for solvers whose step size decays.
     """
 
     objective: Callable[[Array], Array]
     residual: Callable[[Array], PyTree] | None = None
     lower: Array | float = -jnp.inf
     upper: Array | float = jnp.inf
+    progress: Array | float = 0.0
 
     def project(self, z: Array) -> Array:
         """The nearest point of the box."""

@@ -1,247 +1,218 @@
 """Reconstruct training examples from leaked gradients, at every leak point and noise level."""
 
 import json
-import os
 import pathlib
-import platform
-import tempfile
-import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 
 import jax
 import numpy as np
 
-from jaxdp import models
-from jaxdp.attacks import Leak, evaluation, public_knowledge
-from jaxdp.attacks.portfolio import PLAIN, POSTERIOR
+from jaxdp import data, metrics, models, results, runs
+from jaxdp.attacks import forecast, picture, public_knowledge, sweep
+from jaxdp.attacks.sweep import Model, Settings, break_down
 
-_UNBOUNDED = 1e9
-ATTACKS = {"plain": PLAIN, "posterior": POSTERIOR}
+_SHOWN = 5  # images kept in a record
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """What is attacked, and how."""
 
+    checkpoint: pathlib.Path | None = None
+    """Folder of `jaxdp train --output`: its model and data are attacked; None for a fresh model."""
     data: str = "digits"
-    """Data set; victims are test images, what the attacker knows of images comes from the training split."""
+    """Data set; victims are test examples, what the attacker knows comes from the training split."""
     size: int = 28
     """Side of the images."""
-    model: str = "lenet"
-    """Network."""
+    model: str | None = None
+    """Network of a fresh model; None for lenet on images, mlp on tabular rows."""
     activation: str | None = None
     """Activation; None for the network's own."""
-    initialization: str = "uniform"
-    """fan_in, or uniform as in the published attacks."""
+    initialization: str | None = None
+    """fan_in, or uniform as in the published attacks; None for uniform with lenet, else fan_in."""
     victims: int = 16
-    """Images to reconstruct at each leak point and noise level."""
+    """Examples to reconstruct at each leak point and noise level."""
     batch_size: int = 4
-    """B of the leak point `batch`."""
+    """B of the leak point `batch`; 1 leaves it out."""
+    window: int = 4
+    """Steps of the leak point `window`, which sees the same example at each; 1 leaves it out."""
+    local_steps: int = 4
+    """Local steps behind the leak point `update`; 1 leaves it out."""
+    learning_rate: float = 0.1
+    """Learning rate of the local steps."""
     l2_norm_clip: float = 1.0
     """Clip bound C."""
     sigmas: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 0.1, 1.0)
-    """Noise multipliers: noise of standard deviation sigma C is added to the sum of clipped gradients."""
-    iterations: int = 300
-    """Ticks of the solver."""
+    """Noise multipliers for inputs: noise of deviation sigma C is added to the sum of clipped gradients."""
+    label_sigmas: tuple[float, ...] = (1.0, 4.85, 6.0, 15.0)
+    """Noise multipliers for labels and candidates, which leak at far more noise; none leaves them out."""
+    iterations: int = 400
+    """Ticks of the solver; Adam takes at least 1000."""
     restarts: int = 1
     """Starts a victim; the attack's own objective chooses."""
     public: int = 512
-    """Training images from which the attacker learns its prior."""
+    """Training examples from which the attacker learns its prior."""
     seed: int = 0
     """Seed of weights, noise and starts: the leaks are synthetic, nobody is protected by it."""
     output: pathlib.Path = pathlib.Path("results/attack")
-    """Folder of attack.json and attack.png."""
+    """Folder of attack.json, attack.png and records/, one record a row."""
     progress: bool = True
     """Show progress bars."""
 
 
 def _check(config: Config) -> None:
     """Refuses settings that make no sense."""
-    for name in ("size", "victims", "batch_size", "iterations", "restarts"):
+    for name in ("size", "victims", "batch_size", "window", "local_steps", "iterations", "restarts"):
         if getattr(config, name) < 1:
             raise ValueError(f"{name}={getattr(config, name)}: must be >= 1")
     if config.public < 2:
         raise ValueError(f"public={config.public}: must be >= 2")
-    if not (np.isfinite(config.l2_norm_clip) and config.l2_norm_clip > 0):
-        raise ValueError(f"l2_norm_clip={config.l2_norm_clip}: must be finite and > 0")
-    if not config.sigmas or not all(np.isfinite(s) and s >= 0 for s in config.sigmas):
-        raise ValueError(f"sigmas={config.sigmas}: needs at least one finite value >= 0")
+    for name in ("l2_norm_clip", "learning_rate"):
+        if not (np.isfinite(getattr(config, name)) and getattr(config, name) > 0):
+            raise ValueError(f"{name}={getattr(config, name)}: must be finite and > 0")
+    if not config.sigmas or not all(np.isfinite(s) and s > 0 for s in config.sigmas):
+        raise ValueError(f"sigmas={config.sigmas}: needs at least one finite value > 0")
+    if not all(np.isfinite(s) and s > 0 for s in config.label_sigmas):
+        raise ValueError(f"label_sigmas={config.label_sigmas}: must be finite and > 0")
 
 
-def leak_points(config: Config) -> list[tuple[str, Leak, float, str]]:
-    """What is tried: (leak point, leak, sigma, attack), programs that are the same next to each other."""
-    # The raw gradient is the clipped one of an enormous bound: one program less to compile.
-    clipped = Leak(clip="flat")
-    batch = Leak(clip="flat", batch_size=config.batch_size)
-    rows = [("raw", clipped, 0.0, "plain")]
-    for attack in ATTACKS:
-        rows.append(("clipped", clipped, 0.0, attack))
-        rows += [("noised", clipped, sigma, attack) for sigma in config.sigmas]
-    rows.append(("clipped batch", batch, 0.0, "posterior"))
-    rows += [("noised batch", batch, sigma, "posterior") for sigma in config.sigmas]
-    return rows
+def _fresh(config: Config):
+    """Data, network, parameters, description and step of a fresh model."""
+    dataset = data.load(config.data)
+    if len(dataset.input_shape) == 3:
+        dataset = data.resized(dataset, config.size)
+    elif dataset.public_preprocessing:
+        dataset = data.standardized(dataset)
+    name = config.model or ("lenet" if len(dataset.input_shape) == 3 else "mlp")
+    made = models.create(
+        name, jax.random.key(config.seed), input_shape=dataset.input_shape, classes=len(dataset.classes),
+        activation=config.activation,
+        initialization=config.initialization or ("uniform" if name == "lenet" else "fan_in"),
+    )  # fmt: skip
+    return dataset, made, made.params, f"fresh {name}", 0
 
 
-def write_atomically(path: pathlib.Path, content: bytes) -> None:
-    """The whole file or none of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.replace(name, path)
-    except BaseException:
-        pathlib.Path(name).unlink(missing_ok=True)
-        raise
+def _trained(folder: pathlib.Path):
+    """The same of the newest checkpoint."""
+    if not folder.is_dir():
+        raise ValueError(f"checkpoint={str(folder)!r}: no such folder")
+    inside = folder / "checkpoints"
+    run, state, _ = runs.from_checkpoint(inside if inside.is_dir() else folder)
+    step = int(state.step)
+    return run.dataset, run.model, state.params, f"{run.config.model} after {step} steps", step
 
 
-def attack_model(config: Config, loss_fn, params, dataset) -> tuple[list[dict], list[np.ndarray], np.ndarray]:
-    """Every row of the table for one model; also its reconstructions and the originals.
-
-    The seam for checkpoints: any `(loss_fn, params)` with inputs like the data set's.
-    """
-    classes, shape = len(dataset.classes), dataset.test_x.shape[1:]
-    public = public_knowledge(
-        dataset.train_x[: config.public], dataset.train_y[: config.public], classes=classes
+def load(config: Config) -> tuple[Model, str, int]:
+    """What is attacked, its description, and the steps it was trained for."""
+    given = _fresh(config) if config.checkpoint is None else _trained(config.checkpoint)
+    dataset, network, params, described, step = given
+    known = slice(0, config.public)
+    floats = lambda x: np.asarray(dataset.to_float(x))  # noqa: E731
+    train_x = floats(dataset.train_x[: max(2048, config.public)])
+    model = Model(
+        loss_fn=models.cross_entropy(network),
+        params=params,
+        x=floats(dataset.test_x[: max(1024, config.victims)]),
+        y=np.asarray(dataset.test_y[: max(1024, config.victims)]),
+        train_x=train_x,
+        train_y=np.asarray(dataset.train_y[: len(train_x)]),
+        public=public_knowledge(train_x[known], dataset.train_y[known], classes=len(dataset.classes)),
+        classes=len(dataset.classes),
     )
-    rows, images = [], []
-    for index, (point, leak, sigma, name) in enumerate(leak_points(config)):
-        batches = max(1, config.victims // leak.batch_size)
-        count = batches * leak.batch_size
-        available = len(dataset.test_x)
-        if count > available:
-            raise ValueError(f"victims={config.victims}: {config.data!r} has {available} test examples")
-        x = dataset.test_x[:count].reshape(batches, leak.batch_size, *shape)
-        y = dataset.test_y[:count].reshape(batches, leak.batch_size)
-        attack = replace(ATTACKS[name], iterations=config.iterations, restarts=config.restarts)
-        bound = _UNBOUNDED if point == "raw" else config.l2_norm_clip
-        std = sigma * config.l2_norm_clip / leak.batch_size
-        begin = time.perf_counter()
-        row, found = evaluation.evaluate(
-            loss_fn, leak, attack, params, x, y, jax.random.fold_in(jax.random.key(config.seed), index),
-            noise_std=std, bound=bound, public=public, classes=classes,
-            progress=config.progress,
-        )  # fmt: skip
-        known = evaluation.knowledge(
-            Leak() if point == "raw" else leak, attack, noise_std=std, bound=config.l2_norm_clip
-        )
-        seconds = time.perf_counter() - begin
-        rows.append(
-            {"leak": point, "attack": name, "sigma": sigma, "noise_std": std, "batch_size": leak.batch_size}
-            | row
-            | {"seconds": seconds, "knowledge": asdict(known), "method": asdict(attack)}
-        )
-        images.append(np.asarray(found.x).reshape(count, *shape))
-    return rows, images, np.asarray(dataset.test_x[: config.victims])
+    return model, f"{described}, {dataset.name} {list(dataset.input_shape)}", step
 
 
-def _shares(row: dict) -> str:
-    return f"{row['exact']!s:>18}  {row['recognisable']!s:>18}"
+def settings(config: Config) -> Settings:
+    """The part of the configuration that the sweep takes."""
+    return Settings(**{name: getattr(config, name) for name in Settings.__dataclass_fields__})
 
 
-def table(rows: list[dict]) -> str:
+def table(rows: list[dict], criterion: metrics.Criterion = metrics.IMAGES) -> str:
     """The rows as text."""
+    exact, seen = f"exact (<{criterion.exact:g})", f"recognisable (<{criterion.recognisable:g})"
     head = (
-        f"{'leak':<14}{'attack':<11}{'sigma':>8}  {'exact (RMSE<.03)':>18}  {'recognisable (<.1)':>18}"
+        f"{'leak':<14}{'attack':<11}{'sigma':>8}{exact:>19}{seen:>22}"
         f"{'RMSE':>8}{'SSIM':>7}{'gain':>7}{'labels':>8}{'ticks':>7}{'s':>7}"
     )
     lines = [head]
     for row in rows:
+        ssim, labels = (_number(row.get(name)) for name in ("ssim", "labels"))
         lines.append(
-            f"{row['leak']:<14}{row['attack']:<11}{row['sigma']:>8g}  {_shares(row)}"
-            f"{row['rmse']:>8.3f}{row.get('ssim', float('nan')):>7.2f}{row['gain']:>7.2f}"
-            f"{row['labels']:>8.2f}{row['iterations']:>7.0f}{row['seconds']:>7.1f}"
+            f"{row['leak']:<14}{row['attack']:<11}{row['sigma']:>8g}{row['exact']!s:>19}"
+            f"{row['recognisable']!s:>22}{row['rmse']:>8.3f}{ssim:>7}"
+            f"{row['gain']:>7.2f}{labels:>8}{row['iterations']:>7.0f}{row['seconds']:>7.1f}"
         )
     return "\n".join(lines)
 
 
-def break_down(rows: list[dict], attack: str) -> float | None:
-    """The smallest sigma at which fewer than half of the images are recognisable; None if there is none."""
-    sigmas = [
-        row["sigma"]
-        for row in rows
-        if row["attack"] == attack and row["leak"] == "noised" and row["recognisable"].estimate < 0.5
-    ]
-    return min(sigmas, default=None)
+def _number(value: float | None) -> str:
+    """Two digits, or a dash where there is none."""
+    return "-" if value is None or np.isnan(value) else f"{value:.2f}"
 
 
-def figure(rows: list[dict], images: list[np.ndarray], originals: np.ndarray, shown: int = 6) -> bytes:
-    """PNG: originals above reconstructions by leak point and sigma; success against noise."""
-    import io
-
-    from matplotlib.figure import Figure
-
-    chosen = [i for i, row in enumerate(rows) if row["leak"] == "raw" or row["attack"] == "posterior"]
-    shown = min(shown, len(originals))
-    canvas = Figure(figsize=(11, 0.62 * (len(chosen) + 1) + 0.6), layout="constrained")
-    left, right = np.asarray(canvas.subfigures(1, 2, width_ratios=(1.35, 1))).ravel()
-    axes = left.subplots(len(chosen) + 1, shown, squeeze=False)
-    strips = [("original", originals)] + [
-        (f"{rows[i]['leak']}, sigma {rows[i]['sigma']:g}", images[i]) for i in chosen
-    ]
-    for line, (title, strip) in zip(axes, strips, strict=True):
-        for axis, image in zip(line, strip[:shown], strict=False):
-            axis.imshow(np.clip(image, 0, 1).squeeze(), cmap="gray", vmin=0, vmax=1)
-        for axis in line:
-            axis.set_axis_off()
-        line[0].text(-0.15, 0.5, title, transform=line[0].transAxes, ha="right", va="center", fontsize=8)
-    _curve(right.subplots(), rows)
-    buffer = io.BytesIO()
-    canvas.savefig(buffer, format="png", dpi=130)
-    return buffer.getvalue()
+def looks_table(labels: list[dict], candidates: list[dict]) -> str:
+    """Labels and candidates after several looks as text."""
+    head = f"{'sigma':>6}{'looks':>7}{'label':>19}{'candidate (worst)':>21}{'(real)':>19}{'bound':>8}"
+    lines = [head]
+    for label, candidate in zip(labels, candidates, strict=True):
+        lines.append(
+            f"{label['sigma']:>6g}{label['looks']:>7}{label['right']!s:>19}{candidate['worst case']!s:>21}"
+            f"{candidate['real']!s:>19}{candidate['bound']:>8.2f}"
+        )
+    return "\n".join(lines)
 
 
-def _curve(axis, rows) -> None:
-    """Success against noise, each attack's break-down marked."""
-    for attack in ATTACKS:
-        line = [
-            row for row in rows if (row["leak"], row["attack"]) == ("noised", attack) and row["sigma"] > 0
-        ]
-        if not line:
-            continue
-        sigmas = [row["sigma"] for row in line]
-        shares = [row["recognisable"] for row in line]
-        (drawn,) = axis.plot(sigmas, [s.estimate for s in shares], marker="o", label=attack)
-        axis.fill_between(sigmas, [s.low for s in shares], [s.high for s in shares], alpha=0.15)
-        limit = break_down(rows, attack)
-        if limit is not None:
-            axis.axvline(limit, color=drawn.get_color(), linestyle=":", linewidth=1)
-    axis.set(xscale="log", xlabel="noise multiplier sigma (clip C)", ylim=(-0.03, 1.03))
-    axis.set(ylabel="share recognisable (RMSE < 0.1)", title="one example; dotted: break-down (below half)")
-    axis.legend()
-
-
-def record(config: Config, rows: list[dict]) -> dict:
-    """The run as JSON holds it."""
-    settings = {name: str(v) if isinstance(v, pathlib.Path) else v for name, v in asdict(config).items()}
-    return {
-        "kind": "attack",
-        "config": settings,
-        "versions": {"jax": jax.__version__, "numpy": np.__version__, "python": platform.python_version()},
-        "device": jax.devices()[0].device_kind,
-        "selection": "restarts and iterations are chosen by the attack's own objective",
-        "break_down": {name: break_down(rows, name) for name in ATTACKS},
-        "rows": [row | {k: row[k]._asdict() for k in ("exact", "recognisable")} for row in rows],
-    }
+def record(config: Config, row: dict, originals: np.ndarray, found: np.ndarray, step: int = 0) -> dict:
+    """One row, of a model after `step` steps, as a record."""
+    images, threshold = {}, metrics.TABULAR.recognisable
+    if originals.ndim == 4:
+        threshold = metrics.IMAGES.recognisable
+        shown = min(_SHOWN, len(found))
+        images = {"originals": originals[:shown], "reconstructions": found[:shown]}
+    return results.attack_record(
+        variant="attack", seed=config.seed, config=asdict(config), stage=None, step=step,
+        leak_point=row["leak"], attack=row["attack"], noise_std=row["noise_std"], knowledge=row["knowledge"],
+        metrics=row | {"success": row["recognisable"], "threshold": threshold},
+        **images,
+    )  # fmt: skip
 
 
 def run(config: Config) -> None:
-    """Attacks, prints the table, writes attack.json and attack.png."""
-    from jaxdp import data
-
+    """Attacks, prints the tables, writes attack.json, attack.png and the records."""
     _check(config)
-    dataset = data.load(config.data, size=config.size) if config.size else data.load(config.data)
-    model = models.create(
-        config.model, jax.random.key(config.seed), input_shape=tuple(dataset.test_x.shape[1:]),
-        classes=len(dataset.classes), activation=config.activation, initialization=config.initialization,
-    )  # fmt: skip
-    config.output.mkdir(parents=True, exist_ok=True)
-    rows, images, originals = attack_model(config, models.cross_entropy(model), model.params, dataset)
-    print(table(rows))
-    for name in ATTACKS:
-        limit = break_down(rows, name)
+    model, described, step = load(config)
+    print(f"{described}; clip C = {config.l2_norm_clip:g}", flush=True)
+    rows, images = [], []
+    for row, found in sweep.sweep(model, settings(config), config.progress):
+        rows.append(row)
+        images.append(found)
+    criterion = metrics.IMAGES if model.x.ndim == 4 else metrics.TABULAR
+    print(table(rows, criterion))
+    limits = {attack: break_down(rows, attack) for attack in ("published", "posterior")}
+    for name, limit in limits.items():
         print(f"{name}: " + ("no break-down" if limit is None else f"breaks down at sigma = {limit:g}"))
-    write_atomically(config.output / "attack.json", json.dumps(record(config, rows), indent=1).encode())
-    if originals.ndim == 4:
-        write_atomically(config.output / "attack.png", figure(rows, images, originals))
-    print(f"written: {config.output}/attack.json" + (", attack.png" if originals.ndim == 4 else ""))
+    shared = dict(bound=config.l2_norm_clip, seed=config.seed)
+    labels = forecast.labels(model, config.label_sigmas, victims=min(200, len(model.x)), **shared)
+    candidates = forecast.candidates(model, config.label_sigmas, **shared)
+    errors = forecast.errors(model, config.sigmas, bound=config.l2_norm_clip)
+    if labels:
+        print("\nlabels (chance 1/classes) and one of 10 candidates, after several looks at the same example")
+        print(looks_table(labels, candidates))
+    for row, found in zip(rows, images, strict=True):
+        results.write(record(config, row, model.x[: len(found)], found, step), config.output / "records")
+    document = {
+        "attacked": described,
+        "config": asdict(config),
+        "environment": results.environment(),
+        "selection": "restarts and iterations are chosen by the attack's own objective",
+        "break_down": limits,
+        "rows": rows,
+        "labels": labels,
+        "candidates": candidates,
+        "expected_errors": errors,
+    }
+    content = json.dumps(results.plain(document), indent=1, allow_nan=False)
+    results.write_text(config.output / "attack.json", content + "\n")
+    drawn = picture.figure(rows, images, model.x[: config.victims], labels, candidates, errors)
+    results.write_bytes(config.output / "attack.png", drawn)
+    print(f"\nwritten: {config.output}/attack.json, attack.png, records/")
