@@ -177,11 +177,16 @@ def _positions_first(x: Array, contracting: tuple[int, ...]) -> Array:
     return x.transpose(*contracting, *free).reshape(positions, -1)
 
 
-def _product(variable, producers) -> _Product | None:
-    """The product behind a gradient leaf, where keeping its factors is cheaper than multiplying them out.
+def _factors_are_cheaper(positions: int, rows: int, columns: int) -> bool:
+    """Whether a product of [P, K] and [P, O] is kept as factors.
 
     With P positions the Gram form of the norm costs P^2 (K + O) multiplications and the product P K O.
     """
+    return positions == 1 or positions * (rows + columns) <= rows * columns
+
+
+def _product(variable, producers) -> _Product | None:
+    """The product behind a gradient leaf, where keeping its factors is cheaper than multiplying them out."""
     equation, arrange = _behind(variable, producers)
     if equation is None or equation.primitive.name != "dot_general":
         return None
@@ -195,7 +200,7 @@ def _product(variable, producers) -> _Product | None:
     ]
     positions = math.prod(shapes[0][axis] for axis in contracting[0])
     rows, columns = math.prod(free[0]), math.prod(free[1])
-    if positions > 1 and positions * (rows + columns) > rows * columns:
+    if not _factors_are_cheaper(positions, rows, columns):
         return None
     arrange = (("reshape", (*free[0], *free[1])), *arrange)
     return _Product(
