@@ -2,15 +2,17 @@
 
 The backward pass of XLA's windowed maximum takes longer than the convolution before it.  Where windows do not
 overlap, they are the blocks of a reshape, and the maximum is one over two axes.  The swap is made in the jaxpr
-of the loss, as in `jaxdp.convolution`, and gives the same gradient: where several entries of a window are the
-maximum, the first takes all of it.
+of the loss, as in `jaxdp.convolution`.
+
+Values are the same.  So are gradients, except where several entries of one window are its maximum: XLA gives
+all of the gradient to the first of them, here they share it evenly.  Both are subgradients.  Equal entries
+after a relu are zeros, which pass no gradient on; equal entries of equal inputs (an image's plain background)
+give the parameters the same gradient either way.
 """
 
 import math
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.extend.core import JaxprEqn
 
 
@@ -28,39 +30,17 @@ def is_blocks(equation: JaxprEqn) -> bool:
     )
 
 
-def _block_axes(rank: int) -> tuple[int, ...]:
-    return tuple(range(1, 2 * rank, 2))
-
-
-@jax.custom_jvp
-def _maximum(x):
-    """The maximum over every second axis."""
-    return x.max(axis=_block_axes(x.ndim // 2))
-
-
-@_maximum.defjvp
-def _maximum_jvp(primals, tangents):
-    """The tangent of the first entry, in row-major order, that equals the maximum."""
-    ((x,), (dx,)) = primals, tangents
-    axes = _block_axes(x.ndim // 2)
-    y = _maximum(x)
-    window = [x.shape[axis] for axis in axes]
-    place = np.arange(math.prod(window), 0, -1, dtype=np.float32)
-    place = place.reshape([size for block in window for size in (1, block)])
-    rank = jnp.where(x == jnp.expand_dims(y, axes), place, 0)
-    first = (rank == rank.max(axis=axes, keepdims=True)) & (rank > 0)
-    return y, jnp.where(first, dx, 0).sum(axis=axes)
-
-
 def as_blocks(equation: JaxprEqn, inputs):
     """The outputs of pooling over disjoint windows, by a reshape; None for any other equation."""
     if not is_blocks(equation):
         return None
     (x,) = inputs
-    window = equation.params["window_dimensions"]
-    counts = [size // block for size, block in zip(x.shape, window, strict=True)]
-    x = x[tuple(slice(0, n * block) for n, block in zip(counts, window, strict=True))]
-    x = x.reshape([size for pair in zip(counts, window, strict=True) for size in pair])
-    if equation.primitive.name == "reduce_window_sum":
-        return [x.sum(axis=_block_axes(len(counts)))]
-    return [_maximum(x)]
+    shape, axes, kept = [], [], []
+    for size, window in zip(x.shape, equation.params["window_dimensions"], strict=True):
+        kept.append(slice(0, size // window * window))
+        shape.append(size // window)
+        if window > 1:
+            axes.append(len(shape))
+            shape.append(window)
+    blocks = x[tuple(kept)].reshape(shape)
+    return [blocks.sum(axes) if equation.primitive.name == "reduce_window_sum" else blocks.max(axes)]
