@@ -100,7 +100,7 @@ def test_scanned_layers_are_dense_and_right():
     class Scanned(nnx.Module):
         def __init__(self, rngs):
             create = nnx.vmap(lambda r: nnx.Linear(WIDTH, WIDTH, rngs=r), in_axes=0, out_axes=0)
-            self.layers = create(rngs.fork(split=3))
+            self.layers = create(rngs.split(3))
             self.head = nnx.Linear(WIDTH, 4, rngs=rngs)
 
         def __call__(self, x):
