@@ -42,8 +42,8 @@ def steps(documents: list[Document]) -> str:
     parts = [
         "## A training step\n",
         "`nonprivate` is the usual formulation of the unmodified network: `nnx.Conv`, Flax's pooling, mean "
-        "loss, SGD. `nonprivate_patches` and `nonprivate_pieces` are the best without privacy known to us: "
-        "the library's convolutions and pooling, on the whole batch or in pieces. `floor` is `nonprivate` plus "
+        "loss, SGD. `nonprivate_patches` and `nonprivate_pieces` have the library's "
+        "convolutions and no privacy, on the whole batch or in pieces. `floor` is `nonprivate` plus "
         "drawing the noise. `factored` takes the batch as a whole, `private` is the default, in microbatches; "
         "all private steps clip to 4, add noise and divide.\n",
     ]

@@ -1,8 +1,8 @@
 """The training steps that are compared: each is `(params, state, x, y) -> (params, state)`, compiled.
 
 `nonprivate` is the usual formulation: the network as it is, XLA's convolution, mean loss over the batch, SGD.
-`nonprivate_patches` and `nonprivate_pieces` are the best without privacy that we know how to write on a CPU:
-the convolutions and pooling that the private step uses, on the whole batch, or in the pieces it uses.
+`nonprivate_patches` and `nonprivate_pieces` have no privacy either, but the convolutions that the private step
+uses on a CPU, on the whole batch, or in the pieces it uses.
 """
 
 from collections.abc import Callable

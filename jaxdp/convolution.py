@@ -3,7 +3,7 @@
 XLA's CPU convolution is slow backwards and some thirty times slower inside a `lax.scan` body than outside.
 Written as patches @ kernel the same sum is fast in both, and the kernel's gradient becomes one
 `dot_general`, which `jaxdp.gradients` then keeps as a product.  The swap is made in the jaxpr of the loss: the
-user's model stays as it is.  Pooling is swapped in the same walk, see `jaxdp.pooling`.
+user's model stays as it is.
 """
 
 import itertools
@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import JaxprEqn
 
-from jaxdp import jaxprs, pooling
+from jaxdp import jaxprs
 
 FORMS = ("auto", "patches", "lax")
 
@@ -82,8 +82,8 @@ def _as_matrix_product(equation: JaxprEqn, inputs):
 
 
 def _rewrite(equation: JaxprEqn, inputs):
-    """Swaps plain convolutions and block pooling, also those in the body of a scan."""
-    if equation.primitive.name == "scan" and _contains_swappable(equation.params["jaxpr"].jaxpr):
+    """Swaps plain convolutions, also those in the body of a scan."""
+    if equation.primitive.name == "scan" and _contains_plain(equation.params["jaxpr"].jaxpr):
         closed = equation.params["jaxpr"]
 
         def body(*arguments):
@@ -94,20 +94,19 @@ def _rewrite(equation: JaxprEqn, inputs):
         if rewritten.consts:
             return None
         return equation.primitive.bind(*inputs, **{**equation.params, "jaxpr": rewritten})
-    swapped = _as_matrix_product(equation, inputs)
-    return pooling.as_blocks(equation, inputs) if swapped is None else swapped
+    return _as_matrix_product(equation, inputs)
 
 
-def _contains_swappable(jaxpr) -> bool:
-    """Whether something to swap stands in the jaxpr or in any call or loop inside it."""
+def _contains_plain(jaxpr) -> bool:
+    """Whether a plain convolution stands in the jaxpr or in any call or loop inside it."""
     inner = itertools.chain.from_iterable(
         value if isinstance(value, tuple | list) else (value,)
         for equation in jaxpr.eqns
         for value in equation.params.values()
     )
     bodies = (getattr(value, "jaxpr", value) for value in inner)
-    return any(_is_plain(e) or pooling.is_blocks(e) for e in jaxpr.eqns) or any(
-        _contains_swappable(body) for body in bodies if hasattr(body, "eqns")
+    return any(_is_plain(e) for e in jaxpr.eqns) or any(
+        _contains_plain(body) for body in bodies if hasattr(body, "eqns")
     )
 
 
@@ -123,7 +122,7 @@ def uses_patches(form: str) -> bool:
 
 
 def with_patches(function):
-    """`function` with every plain convolution computed as patches @ kernel, and pooling by blocks.
+    """`function` with every plain convolution computed as patches @ kernel.
 
     Grouped, dilated and complex convolutions, and those inside functions with derivative rules of their
     own, stay as they are.  The result has the same derivatives of every order.
@@ -131,7 +130,7 @@ def with_patches(function):
 
     def rewritten(*arguments):
         closed, out = jax.make_jaxpr(function, return_shape=True)(*arguments)
-        if not _contains_swappable(closed.jaxpr):
+        if not _contains_plain(closed.jaxpr):
             return function(*arguments)
         outputs = jaxprs.evaluate(closed.jaxpr, closed.consts, jax.tree.leaves(arguments), _rewrite)
         return jax.tree.unflatten(jax.tree.structure(out), outputs)
