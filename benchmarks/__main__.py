@@ -1,9 +1,9 @@
-"""`python -m benchmarks [NAME [options]]`: runs all benchmarks, or one."""
+"""`python -m benchmarks [NAME [options]]`: runs all benchmarks and writes the table, or runs one."""
 
 import importlib
 import sys
 
-NAMES = ("step", "accounting", "attacks")
+NAMES = ("step", "dynamic", "scaling", "memory", "peers", "accounting", "attacks", "table")
 
 
 def main(arguments: list[str]) -> int:

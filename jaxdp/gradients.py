@@ -177,11 +177,22 @@ def _positions_first(x: Array, contracting: tuple[int, ...]) -> Array:
     return x.transpose(*contracting, *free).reshape(positions, -1)
 
 
-def _product(variable, producers) -> _Product | None:
-    """The product behind a gradient leaf, where keeping its factors is cheaper than multiplying them out.
+# Writing an entry of a gradient, squaring it and summing it over examples costs about as much time as this many
+# multiplications inside a matrix product.
+_ENTRY_COST = 16
 
-    With P positions the Gram form of the norm costs P^2 (K + O) multiplications and the product P K O.
+
+def _factors_are_cheaper(positions: int, rows: int, columns: int) -> bool:
+    """Whether the product of [P, K] and [P, O] is kept as factors, or built and kept, per example.
+
+    Either way P K O multiplications make the sum over examples or the gradient itself.  On top of that the
+    factors need the Gram form of the norm, P^2 (K + O) multiplications, and the built gradient K O entries.
     """
+    return positions == 1 or positions**2 * (rows + columns) <= _ENTRY_COST * rows * columns
+
+
+def _product(variable, producers) -> _Product | None:
+    """The product behind a gradient leaf, where keeping its factors is cheaper than building it."""
     equation, arrange = _behind(variable, producers)
     if equation is None or equation.primitive.name != "dot_general":
         return None
@@ -195,7 +206,7 @@ def _product(variable, producers) -> _Product | None:
     ]
     positions = math.prod(shapes[0][axis] for axis in contracting[0])
     rows, columns = math.prod(free[0]), math.prod(free[1])
-    if positions > 1 and positions * (rows + columns) > rows * columns:
+    if not _factors_are_cheaper(positions, rows, columns):
         return None
     arrange = (("reshape", (*free[0], *free[1])), *arrange)
     return _Product(

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from jaxdp import gradients, schedules
 from jaxdp.clipping import ClippedSum, Clipper
+from jaxdp.noise import noise_like
 from jaxdp.schedules import Schedule
 
 
@@ -42,21 +43,6 @@ class PrivatizeState(NamedTuple):
     examples: Int[Array, ""]
     clipped: Int[Array, ""]
     nonfinite: Int[Array, ""]
-
-
-def noise_like(key: Array, tree: PyTree) -> PyTree:
-    """Standard normal noise in the shape of `tree`, at least float32: one draw, cut into the leaves."""
-    leaves, structure = jax.tree.flatten(tree)
-    sizes = [math.prod(leaf.shape) for leaf in leaves]
-    draws = jax.random.normal(key, (sum(sizes),), jnp.promote_types(jnp.result_type(*leaves), jnp.float32))
-    starts = np.cumsum([0, *sizes])
-    return jax.tree.unflatten(
-        structure,
-        [
-            jax.lax.slice(draws, (int(start),), (int(start + size),)).reshape(leaf.shape)
-            for start, size, leaf in zip(starts, sizes, leaves, strict=False)
-        ],
-    )
 
 
 def privatize(

@@ -9,13 +9,13 @@ from optax import contrib
 from scipy import stats
 
 from jaxdp import clipping, gradients, models, schedules
+from jaxdp.noise import noise_like
 from jaxdp.privatize import (
     ClippedSum,
     accounted_noise_multipliers,
     automatic_microbatch_size,
     clipped_gradients,
     entropy_key,
-    noise_like,
     privatize,
 )
 

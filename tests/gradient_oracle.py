@@ -1,0 +1,69 @@
+"""The slow oracle of per-example gradients: a Python loop over the examples, and the comparison with it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdp import gradients
+
+B = 2
+
+
+def by_loop(loss_fn, params, batch):
+    """One example after the other, without vmap, without any rewriting."""
+    examples = [jax.tree.map(lambda x, i=i: x[i], batch) for i in range(B)]
+    grads = [jax.grad(loss_fn)(params, example) for example in examples]
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *grads)
+
+
+def leaves_of(grads):
+    return jax.tree.leaves(grads, is_leaf=gradients.is_leaf)
+
+
+def factored_count(grads):
+    return sum(isinstance(leaf, gradients.Factored) for leaf in leaves_of(grads))
+
+
+def check(loss_fn, params, batch, *, rtol=1e-5, expect_factored=None):
+    """Values, squared norms and weighted sums agree with the loop; returns the factored gradients."""
+    weights = jnp.linspace(0.5, 2.0, B, dtype=jnp.result_type(float))
+
+    @jax.jit
+    def everything(params, batch):
+        found = {
+            method: gradients.per_example(loss_fn, method=method, convolution="patches")(params, batch)
+            for method in gradients.METHODS
+        }
+        reduced = {
+            method: [
+                (gradients.squared_norm(leaf), gradients.weighted_sum(leaf, weights, jnp.ones(B, bool)))
+                for leaf in leaves_of(grads)
+            ]
+            for method, (_, grads) in found.items()
+        }
+        return by_loop(loss_fn, params, batch), found, reduced
+
+    oracle, found, reduced = everything(params, batch)
+    largest = max(np.abs(np.asarray(leaf, np.float64)).max() for leaf in jax.tree.leaves(oracle))
+    for method, (losses, grads) in found.items():
+        assert losses.shape == (B,)
+        assert jax.tree.structure(grads, is_leaf=gradients.is_leaf) == jax.tree.structure(params)
+        for leaf, (squared, total), true in zip(
+            leaves_of(grads), reduced[method], jax.tree.leaves(oracle), strict=True
+        ):
+            true = np.asarray(true, np.float64)
+            size = max(np.abs(true).max(), 1e-2 * largest)  # a gradient that vanishes is all rounding
+            full = leaf.dense() if isinstance(leaf, gradients.Factored) else leaf
+            np.testing.assert_allclose(np.asarray(full, np.float64) / size, true / size, atol=rtol, rtol=0)
+            flat = true.reshape(B, -1)
+            np.testing.assert_allclose(squared, (flat**2).sum(1), rtol=4 * rtol, atol=4 * rtol * size**2)
+            expected = (np.asarray(weights, np.float64) @ flat).reshape(total.shape)
+            np.testing.assert_allclose(total / size, expected / size, atol=4 * rtol, rtol=0)
+    assert factored_count(found["dense"][1]) == 0
+    if expect_factored is not None:
+        assert factored_count(found["factored"][1]) == expect_factored
+    return found["factored"][1]
+
+
+def normal(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.result_type(float))
