@@ -153,7 +153,8 @@ def subject(
       config: the run: clipping, schedules, sampling, steps and adjacency count; data and model do not.
       canaries: number m of canaries.
       background: number of ordinary examples.
-      opposed: number of further examples whose gradient is the opposite of the first canary's.
+      opposed: number of further examples whose gradient points against the first canary's, half as long: with
+        the canary an unclipped sum points one way, without it the other.
       magnitude: of the canaries' inputs; NaN for canaries whose gradient is not a number.
 
     Raises:
@@ -169,7 +170,7 @@ def subject(
     start = run.init(config)
     reference = _reference(run, slots)
     sizes = np.where(np.arange(len(dataset.train_x)) < canaries, magnitude, 1.0).astype(np.float32)
-    sizes[canaries : canaries + opposed] = MAGNITUDE
+    sizes[canaries : canaries + opposed] = MAGNITUDE / 2
     labels = jnp.asarray(dataset.train_y)
     batch_size = run.sampler.expected_batch_size
 
@@ -202,7 +203,8 @@ def subject(
                 along=products.sum(axis=1) / squares.sum(),
                 by_tensor=products / squares[None],
                 energy=energy,
-                released=jnp.concatenate([jnp.zeros(0), *(leaf.reshape(-1) for leaf in bound)]),
+                # never empty, which lax.map does not take in chunks
+                released=jnp.concatenate([jnp.zeros(1), *(leaf.reshape(-1) for leaf in bound)]),
             )
 
         return jax.lax.scan(step, first, None, length=config.steps)[1]
