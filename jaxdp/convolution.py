@@ -11,7 +11,7 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import JaxprEqn
+from jax.extend.core import JaxprEqn, Literal
 
 from jaxdp import jaxprs
 
@@ -81,20 +81,86 @@ def _as_matrix_product(equation: JaxprEqn, inputs):
     return [y.transpose(*(places.index(axis) for axis in range(y.ndim)))]
 
 
-def _rewrite(equation: JaxprEqn, inputs):
-    """Swaps plain convolutions, also those in the body of a scan."""
-    if equation.primitive.name == "scan" and _contains_plain(equation.params["jaxpr"].jaxpr):
-        closed = equation.params["jaxpr"]
+def _maximum_by_place(equation: JaxprEqn, inputs):
+    """The outputs of a maximum over axes as the entry at its place.
 
-        def body(*arguments):
-            return jaxprs.evaluate(closed.jaxpr, closed.consts, arguments, _rewrite)
+    The derivative of a maximum asks which entries equal it.  On a CPU, XLA computes a cheap operand a second
+    time for that question; after a matrix product and a normalisation it rounds differently then, no entry
+    is equal, and the gradient is lost.  A place is a whole number, and the same both times.  Where several
+    entries are equal the first takes the whole derivative.
+    """
+    (x,) = inputs
+    axes = equation.params["axes"]
+    kept = [axis for axis in range(x.ndim) if axis not in axes]
+    rows = x.transpose(*kept, *axes).reshape(*(x.shape[axis] for axis in kept), -1)
+    place = jax.lax.stop_gradient(jnp.argmax(rows, axis=-1, keepdims=True))
+    chosen = jax.lax.broadcasted_iota(place.dtype, rows.shape, rows.ndim - 1) == place
+    return [jnp.where(chosen, rows, 0).sum(axis=-1)]
 
-        shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in closed.in_avals]
-        rewritten = jax.make_jaxpr(body)(*shapes)
-        if rewritten.consts:
-            return None
-        return equation.primitive.bind(*inputs, **{**equation.params, "jaxpr": rewritten})
-    return _as_matrix_product(equation, inputs)
+
+_LAYOUT = {
+    "reshape",
+    "transpose",
+    "squeeze",
+    "expand_dims",
+    "broadcast_in_dim",
+    "slice",
+    "concatenate",
+    "pad",
+}
+
+
+def _never_rounds(equation: JaxprEqn) -> bool:
+    """Whether an operation only moves numbers or compares them with constants, as relu does."""
+    if equation.primitive.name == "custom_jvp_call":
+        return all(_never_rounds(inner) for inner in equation.params["call_jaxpr"].jaxpr.eqns)
+    if equation.primitive.name in ("jit", "pjit"):
+        return all(_never_rounds(inner) for inner in equation.params["jaxpr"].jaxpr.eqns)
+    constants = sum(isinstance(operand, Literal) for operand in equation.invars)
+    return equation.primitive.name in _LAYOUT or (
+        equation.primitive.name in ("max", "min") and constants == 1
+    )
+
+
+def _rewriting():
+    """The rule that swaps plain convolutions, also those in the body of a scan, and makes maxima safe."""
+    # Values that come from a matrix product without another rounding: computed again they are the same.  Held
+    # here, so that no other value takes their identity.
+    products: dict[int, object] = {}
+
+    def known(outputs):
+        products.update((id(output), output) for output in outputs)
+        return outputs
+
+    def rule(equation: JaxprEqn, inputs):
+        name = equation.primitive.name
+        if name == "scan" and _contains_plain(equation.params["jaxpr"].jaxpr):
+            return _rewritten_scan(equation, inputs, rule)
+        if name in ("dot_general", "conv_general_dilated"):
+            swapped = _as_matrix_product(equation, inputs)
+            return known(jaxprs.bind(equation, inputs) if swapped is None else swapped)
+        exact = all(id(value) in products for value in inputs if getattr(value, "ndim", 0))
+        if name == "reduce_max" and not exact and jnp.issubdtype(inputs[0].dtype, jnp.floating):
+            return _maximum_by_place(equation, inputs)
+        if exact and name not in ("jit", "pjit") and _never_rounds(equation):
+            return known(jaxprs.bind(equation, inputs))
+        return None
+
+    return rule
+
+
+def _rewritten_scan(equation: JaxprEqn, inputs, rule):
+    """The outputs of a scan with the rule applied to its body."""
+    closed = equation.params["jaxpr"]
+
+    def body(*arguments):
+        return jaxprs.evaluate(closed.jaxpr, closed.consts, arguments, rule)
+
+    shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in closed.in_avals]
+    rewritten = jax.make_jaxpr(body)(*shapes)
+    if rewritten.consts:
+        return None
+    return equation.primitive.bind(*inputs, **{**equation.params, "jaxpr": rewritten})
 
 
 def _contains_plain(jaxpr) -> bool:
@@ -125,14 +191,15 @@ def with_patches(function):
     """`function` with every plain convolution computed as patches @ kernel.
 
     Grouped, dilated and complex convolutions, and those inside functions with derivative rules of their
-    own, stay as they are.  The result has the same derivatives of every order.
+    own, stay as they are.  The result has the same derivatives of every order, except that where several
+    entries of a maximum over axes are equal the first may take the whole derivative.
     """
 
     def rewritten(*arguments):
         closed, out = jax.make_jaxpr(function, return_shape=True)(*arguments)
         if not _contains_plain(closed.jaxpr):
             return function(*arguments)
-        outputs = jaxprs.evaluate(closed.jaxpr, closed.consts, jax.tree.leaves(arguments), _rewrite)
+        outputs = jaxprs.evaluate(closed.jaxpr, closed.consts, jax.tree.leaves(arguments), _rewriting())
         return jax.tree.unflatten(jax.tree.structure(out), outputs)
 
     return rewritten

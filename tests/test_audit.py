@@ -394,8 +394,15 @@ def test_a_refuted_claim_is_marked_and_is_exit_code_one(tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     (marked,) = [line for line in lines if line.endswith("VIOLATED")]
     assert marked.startswith("l2_max") and "*" in marked
-    assert cli.main(["audit", *FEW, *options, "--json"]) == 1
-    assert json.loads(capsys.readouterr().out)["violated"]
+    (path,) = tmp_path.glob("*.json")
+    assert json.loads(path.read_text())["violated"]
+
+
+def test_the_record_can_be_printed(tmp_path, capsys):
+    one = ["--mechanisms", "flat", "--sigmas", "fixed", "--methods", "one_run", "--json"]
+    assert cli.main(["audit", *FEW, *one, "--output", str(tmp_path)]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert len(record["findings"]) == 1 and not record["violated"]
 
 
 def test_rows_share_the_probability_of_error():

@@ -195,7 +195,11 @@ def test_linen_transformer():
     check(loss_fn, params, (tokens, jnp.arange(B)), rtol=3e-5, expect_factored=7)
 
 
-def test_nnx_network_with_norm_and_pooling():
+# A block maximum after a norm: XLA rounds the norm differently where the derivative compares with the maximum.
+@pytest.mark.parametrize(
+    "pool", [lambda x: nnx.max_pool(x, (2, 2), strides=(2, 2)), models.max_pool_2x2], ids=["window", "block"]
+)
+def test_nnx_network_with_norm_and_pooling(pool):
     class Network(nnx.Module):
         def __init__(self, rngs):
             self.convolution = nnx.Conv(1, 4, (3, 3), rngs=rngs)
@@ -204,7 +208,7 @@ def test_nnx_network_with_norm_and_pooling():
 
         def __call__(self, x):
             x = nnx.relu(self.norm(self.convolution(x)))
-            return self.dense(nnx.max_pool(x, (2, 2), strides=(2, 2)).reshape(-1))
+            return self.dense(pool(x).reshape(-1))
 
     graph, params, rest = nnx.split(Network(nnx.Rngs(0)), nnx.Param, ...)
 
