@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-NAMES = ("step", "dynamic", "scaling", "memory", "peers", "accounting", "attacks", "table")
+NAMES = ("step", "dynamic", "scaling", "memory", "peers", "accounting", "audit", "attacks", "table")
 
 
 def main(arguments: list[str]) -> int:

@@ -191,25 +191,44 @@ def accounting(documents: list[Document]) -> str:
     )
 
 
+def audit(documents: list[Document]) -> str:
+    """Lower bounds on epsilon, measured from the outside."""
+    (document,) = documents
+    header = ("clipping", "sigma", "method", "claimed", "proved", "share", "claim")
+    rows = (
+        (
+            finding["mechanism"], finding["sigma"], finding["method"], _number(finding["claim"]["value"], 3),
+            _number(finding["epsilon"], 3), _number(finding["ratio"]),
+            "violated" if finding["violated"] else "stands",
+        )
+        for finding in document["findings"]
+    )  # fmt: skip
+    note = (
+        f"Lower bounds on epsilon, all at once with {document['confidence']:.0%} confidence, from runs of the "
+        f"real training step with planted canaries; {document['seconds']:.0f} s.\n"
+    )
+    return "\n".join(["## Audit\n", note, _table(header, rows)])
+
+
+def _cell(value: Any) -> str:
+    """A share with its interval, a number, or text."""
+    if isinstance(value, dict):
+        return f"{value['estimate']:.2f} [{value['low']:.2f}, {value['high']:.2f}]"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+_RECONSTRUCTIONS = ("name", "victims", "exact", "recognisable", "rmse", "attacks_per_minute")
+
+
 def attacks(documents: list[Document]) -> str:
     """How strong the attacks are."""
     parts = ["## Attacks\n"]
     for document in documents:
-        rows = (
-            (
-                row["name"],
-                *(
-                    f"{row[key]['value']:.2f}"
-                    if isinstance(row[key], dict) and "value" in row[key]
-                    else row[key]
-                    for key in ("exact", "recognisable")
-                ),
-                _number(row.get("attacks_per_minute"), 0),
-            )
-            for row in document["rows"]
-        )
+        rows = document["rows"]
+        columns = _RECONSTRUCTIONS if "recognisable" in rows[0] else tuple(rows[0])
+        header = [column.replace("_", " ") for column in columns]
         parts.append(f"### {document['table']}\n")
-        parts.append(_table(("attack", "exact", "recognisable", "attacks a minute"), rows))
+        parts.append(_table(header, ([_cell(row.get(column, "")) for column in columns] for row in rows)))
     return "\n".join(parts)
 
 
@@ -221,6 +240,7 @@ FAMILIES: dict[str, Callable[[list[Document]], str]] = {
     "memory_*.json": memory,
     "peers_*.json": peers,
     "accounting.json": accounting,
+    "audit.json": audit,
     "attacks_*.json": attacks,
 }
 

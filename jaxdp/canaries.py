@@ -234,5 +234,7 @@ def draws(
     subject: Subject, key: Array, present: Bool[np.ndarray, " m"], number: int, chunk: int = 2048
 ) -> Observation:
     """Independent runs with the same canaries present, in one compiled call: NumPy arrays [number, ...]."""
-    found = _all(subject.observe, jax.random.split(key, number), present, chunk)
-    return jax.tree.map(np.asarray, found)
+    chunk = min(chunk, number)
+    whole = -(-number // chunk) * chunk  # a remainder would be compiled once more
+    found = _all(subject.observe, jax.random.split(key, whole), present, chunk)
+    return jax.tree.map(lambda array: np.asarray(array)[:number], found)

@@ -215,4 +215,5 @@ def values(schedule: Schedule, steps: int, start: int = 0) -> np.ndarray:
 
     Evaluated in float32 by the very function that scales the noise, then widened.
     """
-    return np.asarray(jax.jit(jax.vmap(schedule))(jnp.arange(start, start + steps)), np.float64)
+    with jax.ensure_compile_time_eval():  # a schedule is known, also where a run is built inside a trace
+        return np.asarray(jax.jit(jax.vmap(schedule))(jnp.arange(start, start + steps)), np.float64)

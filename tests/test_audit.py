@@ -28,13 +28,13 @@ def config_of(**changes):
     return TrainConfig(**{**common, **changes})
 
 
-def direct(config, draws=40_000, **options):
+def direct(config, draws=20_000, **options):
     subject = canaries.subject(config, **{"background": 4, **options})
     return audit.direct(subject, KEY, draws=draws)
 
 
 @functools.cache
-def sound(draws=40_000, magnitude=canaries.MAGNITUDE, opposed=0, **changes):
+def sound(draws=20_000, magnitude=canaries.MAGNITUDE, opposed=0, **changes):
     """The finding for the step as it is."""
     return direct(config_of(**changes), draws, magnitude=magnitude, opposed=opposed)
 
@@ -179,7 +179,7 @@ def test_refusals():
 @pytest.mark.parametrize("sigma", command.SIGMAS)
 def test_the_claim_stands_and_the_audit_is_not_blind(mechanism, sigma):
     (row,) = command.rows(command.Config(mechanisms=(mechanism,), sigmas=(sigma,), methods=("direct",)))
-    found = command.audited(row, command.Config(draws=160_000), KEY, 0.05)
+    found = command.audited(row, command.Config(draws=80_000), KEY, 0.05)
     assert not found.violated and 0.3 * found.claim.value <= found.epsilon <= found.claim.value
 
 
