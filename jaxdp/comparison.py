@@ -60,9 +60,9 @@ class CompareConfig:
     """Held-out images attacked at each stage and leak point."""
     batch_size: int = 4
     """Images in the leaked batch gradient."""
-    noise_levels: tuple[float, ...] = (0.0, 1e-4, 1e-3, 1e-2, 3e-2, 0.1, 1.0)
+    noise_levels: tuple[float, ...] = (0.0, 1e-3, 1e-2, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
     """Noise on a raw gradient, relative to its norm, of the success curve."""
-    attack_iterations: int = 100
+    attack_iterations: int = 400
     """Iterations of each attack: few, so that a comparison is quick; `jaxdp attack` takes more."""
 
     def __post_init__(self):
@@ -119,8 +119,8 @@ def train_variant(
     return done, snapshots
 
 
-def time_steps(finished: dict[str, TrainResult]) -> dict[str, float]:
-    """Milliseconds a step for each variant, measured in turns so that all meet the same machine."""
+def time_steps(finished: dict[str, TrainResult]) -> dict[str, dict[str, float]]:
+    """Median and spread of each variant's time a step, measured in turns so that all meet the same machine."""
     times: dict[str, list[float]] = {variant: [] for variant in finished}
     arrays = next(iter(finished.values())).run.train_arrays()
     for _ in range(_TIMED_ROUNDS):
@@ -128,8 +128,17 @@ def time_steps(finished: dict[str, TrainResult]) -> dict[str, float]:
             state = result.state._replace(step=jnp.zeros((), jnp.int32))
             began = time.perf_counter()
             jax.block_until_ready(result.run.epoch(state, arrays, np.int32(_TIMED_STEPS)))
-            times[variant].append((time.perf_counter() - began) / _TIMED_STEPS)
-    return {variant: 1e3 * float(np.median(seconds)) for variant, seconds in times.items()}
+            times[variant].append(1e3 * (time.perf_counter() - began) / _TIMED_STEPS)
+    return {
+        variant: {
+            "ms_per_step": float(np.median(ms)),
+            "ms_per_step_spread": float(np.std(ms, ddof=1)),
+            "examples_per_second": 1e3
+            * finished[variant].run.sampler.expected_batch_size
+            / float(np.median(ms)),
+        }
+        for variant, ms in times.items()
+    }
 
 
 def bench(config: CompareConfig, dataset: data.Dataset) -> Bench:
@@ -235,14 +244,9 @@ def compare(config: CompareConfig, log: Callable[[str], Any] = print) -> list[di
         zip(VARIANTS, _at_once(lambda v: train_variant(config, v, dataset, log), VARIANTS), strict=True)
     )
     first = {variant: trained[0] for variant, (trained, _) in done.items()}
-    ms = time_steps(first)
+    timings = time_steps(first)
     records = [
-        recording.train_record(
-            result,
-            variant=variant,
-            ms_per_step=ms[variant],
-            examples_per_second=1e3 * result.run.sampler.expected_batch_size / ms[variant],
-        )
+        recording.train_record(result, variant=variant, **timings[variant])
         for variant, (trained, _) in done.items()
         for result in trained
     ]

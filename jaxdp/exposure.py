@@ -1,8 +1,8 @@
 """What an adversary makes of every variant of a comparison, at each leak point and stage of training.
 
 All cases with the same batch size share their programs: a raw gradient is one clipped to an enormous bound, and
-bounds, noise and parameters are arguments.  Labels are inferred once for each case, with its parameters shared
-by all its victims, and not again in each lane.
+bounds, noise and parameters are arguments.  Labels behind noise are inferred once for each case, with its
+parameters shared by all its victims, and not again in each lane.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from jaxdp import clipping, convolution, gradients, metrics, results
 from jaxdp.attacks import Attack, Leak, Public, engine, evaluation, observe
 from jaxdp.attacks.attack import infer_labels
 from jaxdp.attacks.engine import Reconstruction, Victims
-from jaxdp.attacks.portfolio import POSTERIOR, SIGNAL, invert_portfolio
+from jaxdp.attacks.portfolio import POSTERIOR, SIGNAL, SMOOTH, invert_portfolio
 
 _UNBOUNDED = 1e9
 _SHOWN = 5  # reconstructions kept in a record
@@ -78,7 +78,12 @@ class Bench:
 
     def portfolio(self, unnoised: bool) -> list[Attack]:
         """The attacks that may win: without noise the exact ones too, with noise the posterior alone."""
-        kinds = (SIGNAL, POSTERIOR) if unnoised else (POSTERIOR,)
+        exact = [
+            SIGNAL,
+            dataclasses.replace(SMOOTH, start="normal", labels="column_norm", restarts=8),
+            dataclasses.replace(POSTERIOR, labels="column_norm"),
+        ]
+        kinds = exact if unnoised else [POSTERIOR]
         return [dataclasses.replace(kind, iterations=self.iterations) for kind in kinds]
 
     def expose(self, cases: Sequence[Case], *, batch_size: int, unnoised: bool, seed: int) -> list[dict]:
@@ -103,7 +108,10 @@ class Bench:
             self.loss_fn, leak, own, xs, ys, noise_key, noise_std=np.concatenate([c.noise_std for c in cases]),
             bound=np.repeat(np.asarray(bounds, np.float32), count), own_params=True,
         )  # fmt: skip
-        victims = victims._replace(labels=self._labels(leak, victims, cases))
+        if unnoised:
+            victims = victims._replace(bound=_norms(victims.observed))
+        else:
+            victims = victims._replace(labels=self._labels(leak, victims, cases))
         attacks = self.portfolio(unnoised)
         known = [dataclasses.replace(a, labels="known") if a.labels == "template" else a for a in attacks]
         common: dict[str, Any] = dict(
@@ -155,6 +163,16 @@ class Bench:
             originals=self.x[:_SHOWN],
             reconstructions=guess[:_SHOWN],
         )
+
+
+def _norms(observed: PyTree) -> np.ndarray:
+    """The norm of each exact gradient: what it can be taken as clipped to.
+
+    Late in training a wrong guess has a gradient hundreds of times as long as the truth's; bounded there, it
+    is compared by its direction, and the attack finds its way.
+    """
+    squares = sum(gradients.squared_norm(leaf) for leaf in jax.tree.leaves(observed))
+    return np.sqrt(np.asarray(squares))
 
 
 @functools.lru_cache(maxsize=32)

@@ -54,7 +54,8 @@ def train_record(result: TrainResult, *, variant: str | None = None, **timings: 
     Args:
       result: of `runs.train`.
       variant: its name in tables; None for `variant_name`.
-      **timings: measured otherwise, to replace the run's own: `ms_per_step`, `examples_per_second`.
+      **timings: measured otherwise, to replace the run's own: `ms_per_step`, its
+        `ms_per_step_spread` over repeated timings, `examples_per_second`.
     """
     config = result.config
     seconds_per_step = result.seconds / max(result.steps_timed, 1)

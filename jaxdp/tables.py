@@ -47,8 +47,9 @@ def epsilons(runs: Sequence[Mapping]) -> tuple[str, bool]:
 def summary(records: Sequence[Mapping]) -> "pd.DataFrame":
     """The four metrics, a row a variant: privacy, utility, cost, resilience.
 
-    Spread is the sample standard deviation over seeds.  Resilience pools, over the noised leaks of a
-    variant, the strongest attack on each: share of successes, median error.  What no record says is NaN.
+    Spread is the sample standard deviation over seeds; that of the time a step, over repeated timings where the
+    records have it.  Resilience pools, over the noised leaks of a variant, the strongest attack on each: share
+    of successes, median error.  What no record says is NaN.
     """
     import pandas as pd
 
@@ -58,6 +59,8 @@ def summary(records: Sequence[Mapping]) -> "pd.DataFrame":
         epsilon, guaranteed = epsilons(runs)
         accuracy, accuracy_spread = mean_and_spread([run["metrics"]["test_accuracy"] for run in runs])
         ms, ms_spread = mean_and_spread([run["metrics"]["ms_per_step"] for run in runs])
+        if runs and all("ms_per_step_spread" in run["metrics"] for run in runs):
+            ms_spread, _ = mean_and_spread([run["metrics"]["ms_per_step_spread"] for run in runs])
         throughput, _ = mean_and_spread([run["metrics"]["examples_per_second"] for run in runs])
         attacks = [record for record in of_kind(records, "attack") if record["variant"] == variant]
         rows.append(
@@ -145,6 +148,6 @@ def table(records: Sequence[Mapping]) -> str:
             f"{private['sampling']}; 'nominal' and 'none' are no guarantees"
         )
     lines.append(
-        "± is the standard deviation over seeds; attack success on leaks after noise, [95 % interval]"
+        "± is the standard deviation over seeds, of ms / step over timings; attack success on leaks after noise, [95 % interval]"
     )
     return "\n".join(lines)
