@@ -12,6 +12,7 @@ import numpy as np
 from benchmarks import networks, timing, variants
 from benchmarks.step import Carried
 from jaxdp import data, schedules, training
+from jaxdp.train_config import TrainConfig
 
 NAMES = ("fixed", *schedules.DYNAMIC)
 LOOP_STEPS = 200
@@ -55,7 +56,7 @@ def loop_rows(rounds: int, budget_seconds: float) -> list[dict]:
     dataset = data.load("digits")
     built = {
         schedule: training.build(
-            training.TrainConfig(schedule=schedule, steps=LOOP_STEPS, noise_seed=0), dataset=dataset
+            TrainConfig(schedule=schedule, steps=LOOP_STEPS, noise_seed=0), dataset=dataset
         )
         for schedule in NAMES
     }

@@ -24,7 +24,8 @@ from jaxtyping import Array, Bool, Float, PyTree
 from jaxdp import gradients, models, training
 from jaxdp.data import Dataset
 from jaxdp.sampling import Sampler
-from jaxdp.training import Run, TrainConfig
+from jaxdp.train_config import TrainConfig
+from jaxdp.training import Run
 
 _CLASSES = 4
 _BACKGROUND_SLOTS = 4

@@ -20,7 +20,7 @@ from jaxdp import data, models, recording, runs, schedules, training
 from jaxdp.attacks import public_knowledge
 from jaxdp.exposure import Bench, Case, noise_scales, relative_noise
 from jaxdp.runs import TrainResult
-from jaxdp.training import TrainConfig
+from jaxdp.train_config import TrainConfig
 
 VARIANTS = ("non_private", "fixed", *schedules.DYNAMIC, "l2_max")
 STAGES = {"early": 0.05, "middle": 0.5, "late": 1.0}

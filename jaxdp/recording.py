@@ -1,13 +1,15 @@
 """The record of a training run: what was done, what it cost, and what may be said of its privacy."""
 
+import dataclasses
 from typing import Any
 
-from jaxdp import accounting, results, runs, schedules, training
+from jaxdp import accounting, results, runs, schedules
 from jaxdp.runs import TrainResult
 from jaxdp.statement import privacy_statement
+from jaxdp.train_config import TrainConfig
 
 
-def variant_name(config: training.TrainConfig) -> str:
+def variant_name(config: TrainConfig) -> str:
     """What tables call a run: its schedule, or the clipping where that is what sets it apart."""
     if config.schedule == "none":
         return "non_private"
@@ -63,7 +65,7 @@ def train_record(result: TrainResult, *, variant: str | None = None, **timings: 
     return results.train_record(
         variant=variant_name(config) if variant is None else variant,
         seed=config.seed,
-        config=training.document(config),
+        config=dataclasses.asdict(config),
         seed_policy=seed_policy,
         privacy=privacy(result),
         metrics={

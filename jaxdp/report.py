@@ -141,7 +141,8 @@ def _settings(records) -> str:
     settings = f"ε holds for {_text('; or '.join(stated))}. " if stated else ""
     return (
         f'<p class="soft">{settings}Mean ± standard deviation over seeds, of ms / step over timings. '
-        "Attack success is the share of images recognised by the strongest attack tried, with its 95 % interval, pooled over gradients that "
+        "Attack success is the share of images recognised by the strongest attack tried, with its 95 % "
+        "interval, pooled over gradients that "
         "leaked <em>after</em> noise was added (without privacy: over all); errors are medians, and a larger "
         "error is better protection.</p>\n"
     )

@@ -19,7 +19,8 @@ from jaxdp import accounting, calibration, checkpoints, data, filters, ledger, t
 from jaxdp.data import Dataset
 from jaxdp.ledger import Entry, Filter, Ledger, Sampling
 from jaxdp.privatize import accounted_noise_multipliers
-from jaxdp.training import Diagnostics, Run, TrainConfig, TrainState
+from jaxdp.train_config import TrainConfig
+from jaxdp.training import Diagnostics, Run, TrainState
 
 Observer = Callable[[int, PyTree], None]
 SpentAt = Callable[[TrainState, int], Ledger]  # the state after a step, and its number -> what was spent
@@ -247,7 +248,7 @@ def _kept_filter(config: TrainConfig, folder: pathlib.Path) -> Filter | None:
 def _resume(run: Run, folder: pathlib.Path) -> tuple[TrainState, Ledger, dict[str, list[float]]]:
     """State, privacy spent and curves of the newest checkpoint, checked against the run that goes on."""
     saved = checkpoints.restore(folder, like=_storable(run.init(run.config)))
-    before, now = saved.document["config"], training.document(run.config)
+    before, now = saved.document["config"], dataclasses.asdict(run.config)
     for name in sorted(set(now) - _MECHANISM - _WATCHING):
         if before.get(name) != now[name]:
             raise ValueError(
@@ -448,7 +449,7 @@ def _advance(
 
 def _document(run: Run, spent: Ledger, curves: dict[str, list[float]]) -> dict[str, Any]:
     """What a checkpoint says beside its arrays."""
-    return {"config": training.document(run.config), "ledger": spent.to_json(), "curves": curves}
+    return {"config": dataclasses.asdict(run.config), "ledger": spent.to_json(), "curves": curves}
 
 
 def from_checkpoint(folder: str | pathlib.Path) -> tuple[Run, TrainState, Ledger]:

@@ -148,7 +148,7 @@ def table(records: Sequence[Mapping]) -> str:
             f"{private['sampling']}; 'nominal' and 'none' are no guarantees"
         )
     lines.append(
-        "± is the standard deviation over seeds, of ms / step over timings; attack success on leaks after noise, "
-        "[95 % interval]"
+        "± is the standard deviation over seeds, of ms / step over timings; attack success on leaks after "
+        "noise, [95 % interval]"
     )
     return "\n".join(lines)

@@ -16,7 +16,7 @@ from scipy import stats
 from jaxdp import audit, canaries, cli, clipping, evidence, pld, results, sampling, training
 from jaxdp.commands import audit as command
 from jaxdp.privatize import clipped_gradients, privatize
-from jaxdp.training import TrainConfig
+from jaxdp.train_config import TrainConfig
 
 ONE_STEP = dict(steps=1, sampling="full", sampling_rate=1.0)
 SAMPLED = dict(steps=4, sampling="poisson", sampling_rate=0.5)

@@ -34,7 +34,7 @@ from jaxdp.filters import UNITS
 from jaxdp.ledger import Entry, Ledger, Sampling, from_json, run_lengths
 from jaxdp.privatize import clipped_gradients, privatize
 from jaxdp.statement import privacy_statement
-from jaxdp.training import TrainConfig
+from jaxdp.train_config import TrainConfig
 
 BUDGET = dict(delta=1e-5, adjacency="add_or_remove_one", sampling_rate=0.1, noise_multiplier=2.0)
 FILTER = filters.create(2.0, **BUDGET)
@@ -336,7 +336,7 @@ def test_the_record_says_what_holds(whole):
 _WORKER = """
 import json, sys
 from jaxdp import runs
-from jaxdp.training import TrainConfig
+from jaxdp.train_config import TrainConfig
 runs.train(TrainConfig(**json.loads(sys.argv[1])), folder=sys.argv[2], resume=True)
 """
 
@@ -344,7 +344,7 @@ runs.train(TrainConfig(**json.loads(sys.argv[1])), folder=sys.argv[2], resume=Tr
 def test_kill_9_and_resume_keep_the_filters_account(digits, tmp_path):
     config = dataclasses.replace(CONFIG, evaluate_every=2, start=8.0, end=3.0)
     process = subprocess.Popen(
-        [sys.executable, "-c", _WORKER, json.dumps(training.document(config)), str(tmp_path / "run")],
+        [sys.executable, "-c", _WORKER, json.dumps(dataclasses.asdict(config)), str(tmp_path / "run")],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "JAX_PLATFORMS": "cpu"},
     )  # fmt: skip
     deadline = time.monotonic() + 120

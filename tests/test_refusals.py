@@ -12,7 +12,7 @@ from jaxdp import accounting, clipping, data, recording, runs, training
 from jaxdp.ledger import Sampling
 from jaxdp.privatize import privatize
 from jaxdp.statement import privacy_statement
-from jaxdp.training import TrainConfig
+from jaxdp.train_config import TrainConfig
 
 SETTINGS = dict(delta=1e-5, adjacency="add_or_remove_one")
 CONFIG = TrainConfig(model="logistic", steps=2, noise_seed=1)

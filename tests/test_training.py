@@ -17,7 +17,7 @@ import pytest
 
 from jaxdp import checkpoints, data, recording, runs, training
 from jaxdp.ledger import Ledger, from_json
-from jaxdp.training import TrainConfig
+from jaxdp.train_config import TrainConfig
 
 CONFIG = TrainConfig(
     model="logistic", steps=40, schedule="linear", scale=0.2, evaluate_every=10, noise_seed=1
@@ -175,7 +175,7 @@ def test_target_epsilon_is_met_from_below(digits):
 _WORKER = """
 import dataclasses, json, pathlib, sys
 from jaxdp import runs
-from jaxdp.training import TrainConfig
+from jaxdp.train_config import TrainConfig
 config = TrainConfig(**json.loads(sys.argv[1]))
 result = runs.train(config, folder=sys.argv[2], resume=True)
 print(json.dumps({"epsilon": result.epsilon.value, "curves": result.curves}))
@@ -184,7 +184,7 @@ print(json.dumps({"epsilon": result.epsilon.value, "curves": result.curves}))
 
 def worker(config, folder):
     return subprocess.Popen(
-        [sys.executable, "-c", _WORKER, json.dumps(training.document(config)), str(folder)],
+        [sys.executable, "-c", _WORKER, json.dumps(dataclasses.asdict(config)), str(folder)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         env={**os.environ, "JAX_PLATFORMS": "cpu"},
@@ -300,7 +300,7 @@ def test_a_missing_ledger_is_refused(digits, tmp_path):
     """A checkpoint whole in itself that does not say what was spent."""
     run = training.build(CONFIG, dataset=digits)
     writer = checkpoints.Writer(tmp_path / "run")
-    writer.save(0, run.init(CONFIG), {"config": training.document(CONFIG), "ledger": None, "curves": {}})
+    writer.save(0, run.init(CONFIG), {"config": dataclasses.asdict(CONFIG), "ledger": None, "curves": {}})
     writer.close()
     with pytest.raises(ValueError, match="the privacy already spent is unknown"):
         runs.train(CONFIG, dataset=digits, folder=tmp_path / "run", resume=True)

@@ -14,7 +14,7 @@ import jax
 from jaxdp import audit, canaries, results
 from jaxdp.audit import Finding
 from jaxdp.privatize import entropy_key
-from jaxdp.training import TrainConfig
+from jaxdp.train_config import TrainConfig
 
 # How each example is bounded: what the configuration of a training run says of it.
 MECHANISMS = {

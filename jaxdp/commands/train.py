@@ -5,7 +5,7 @@ import datetime
 import pathlib
 
 from jaxdp import recording, results, runs
-from jaxdp.training import TrainConfig
+from jaxdp.train_config import TrainConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
