@@ -6,6 +6,7 @@ its epochs, and sigma is traced, so it is compiled once whatever the schedule.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -50,6 +51,7 @@ class TrainState(NamedTuple):
       sample_key: the secret that batches are derived from.
       overflow: whether a Poisson batch ever outgrew its places; the run must not go on then.
       follow: of an adaptive schedule, what it spent and which noise multipliers it used.
+      average: exponential moving average of the parameters after each step, see `averaged`; () without one.
     """
 
     step: Int[Array, ""]
@@ -58,6 +60,12 @@ class TrainState(NamedTuple):
     sample_key: Array
     overflow: Bool[Array, ""]
     follow: PyTree = ()
+    average: PyTree = ()
+
+    @property
+    def evaluated(self) -> PyTree:
+        """The parameters to evaluate and to use: the average where one is kept, else those of the step."""
+        return self.average if jax.tree.leaves(self.average) else self.params
 
 
 class Diagnostics(NamedTuple):
@@ -91,7 +99,7 @@ class Run:
       epoch: `(state, (x, y), stop) -> (state, Diagnostics)`: compiled; steps until `state.step == stop`, or
         until the filter of an adaptive schedule admits no more.
       admits: `state -> bool`: whether that filter admits the next step; true without one.
-      evaluate: `params -> accuracy` on the test split, compiled.
+      evaluate: `params -> accuracy` on the test split, compiled; of a state's `evaluated` parameters.
       traces: grows by one entry each time the step is traced.
     """
 
@@ -118,6 +126,26 @@ class Run:
     def train_arrays(self) -> tuple[Array, Array]:
         """The training split on the device, as stored: `(x, y)`."""
         return jnp.asarray(self.dataset.train_x), jnp.asarray(self.dataset.train_y)
+
+
+def averaged(average: PyTree, params: PyTree, step: Int[Array, ""], decay: float) -> PyTree:
+    """The exponential moving average of the parameters with those after one more step.
+
+    After n steps their weights are decay^(n - 1), ..., decay, 1, divided by their sum: the initial parameters
+    have none, and no bias is left to correct (it is what `optax.ema` gives with its debiasing).
+
+    Formal guarantee: the average is a function of the noised parameters alone, which the run's epsilon covers
+    all together (post-processing), so it costs no privacy.  Without noise it protects nothing, and it hides
+    nothing: whoever sees the run sees the parameters of the steps, and those are what attacks are given.
+
+    Args:
+      average: the average before, of the structure of `params`; whatever it is before the first step.
+      params: the parameters after the step.
+      step: the number of the step, from 0.
+      decay: in (0, 1).
+    """
+    sum_of_weights = -jnp.expm1(math.log(decay) * (step + 1)) / (1 - decay)
+    return optax.incremental_update(params, average, 1 / sum_of_weights)
 
 
 def noise_schedule(config: TrainConfig) -> Schedule | None:
@@ -306,13 +334,17 @@ def build(
         if follow is not None:
             followed, chosen["noise_multiplier"] = follow.charge(followed, bound(state), state.step)
         updates, opt_state = chain.update(grads, state.opt_state, state.params, **chosen)
+        params, average = optax.apply_updates(state.params, updates), state.average
+        if config.ema_decay is not None:
+            average = averaged(average, params, state.step, config.ema_decay)
         return TrainState(
             step=state.step + 1,
-            params=optax.apply_updates(state.params, updates),
+            params=params,
             opt_state=opt_state,
             sample_key=state.sample_key,
             overflow=state.overflow | drawn.overflow,
             follow=followed,
+            average=average,
         ), diagnostics(opt_state, losses, drawn.mask)
 
     @jax.jit
@@ -337,6 +369,7 @@ def build(
             sample_key=sample_key,
             overflow=jnp.zeros((), bool),
             follow=() if follow is None else follow.init(),
+            average=() if config.ema_decay is None else params,
         )
 
     return Run(

@@ -230,9 +230,9 @@ def test_equinox_network():
     check(loss_fn, params, (normal(B, 6), jnp.arange(B)), expect_factored=3)
 
 
-@pytest.mark.parametrize("name", ["cnn", "cifar_cnn"])
+@pytest.mark.parametrize("name", ["cnn", "cifar_cnn", "tanh_cnn"])
 def test_own_models(name):
-    shape = (12, 12, 1) if name != "cifar_cnn" else (8, 8, 3)
+    shape = {"cnn": (12, 12, 1), "cifar_cnn": (8, 8, 3), "tanh_cnn": (14, 14, 1)}[name]
     model = models.create(name, jax.random.key(1), input_shape=shape, classes=4)
     # A ReLU or a maximum may fall on the other side by rounding: a few entries, hence the wider bound.
     check(models.cross_entropy(model), model.params, (normal(B, *shape), jnp.arange(B)), rtol=5e-5)
