@@ -13,6 +13,7 @@ test: .venv/installed
 check: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/pyrefly check
 
 benchmarks: .venv/installed
 	$(BIN)/python -m benchmarks
