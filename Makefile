@@ -8,11 +8,12 @@ compare: .venv/installed
 	$(BIN)/jaxdp compare
 
 test: .venv/installed
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 check: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/pyrefly check
 
 benchmarks: .venv/installed
 	$(BIN)/python -m benchmarks

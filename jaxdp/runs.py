@@ -138,6 +138,7 @@ def resolved(config: TrainConfig, dataset: Dataset | None = None) -> TrainConfig
     if config.target_epsilon is None:
         return config
     run = training.build(dataclasses.replace(config, target_epsilon=None), dataset=dataset)
+    assert run.noise_multiplier is not None and run.clipper is not None  # a target needs both
     plan = calibration.Plan(
         schedule=run.noise_multiplier,
         steps=config.steps,

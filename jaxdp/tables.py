@@ -1,7 +1,7 @@
 """Tables over records: a row a variant, mean and spread over seeds."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -146,7 +146,7 @@ def formatted(records: Sequence[Mapping]) -> "pd.DataFrame":
     return pd.DataFrame([cells(row) for row in summary(records).to_dict("records")], columns=list(_WIDTHS))
 
 
-def _line(cells: Mapping[str, str]) -> str:
+def _line(cells: Mapping[Any, str]) -> str:
     """Cells side by side, each as wide as its column."""
     return "".join(f"{cells[name]:{'<' if w < 0 else '>'}{abs(w)}}" for name, w in _WIDTHS.items())
 
