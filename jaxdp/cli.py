@@ -39,7 +39,15 @@ def _parsed(command, name: str, arguments: list[str]):
     except SystemExit as stop:
         if not stop.code:
             raise
-        raise ValueError(re.sub("[^ -~]+|-{3,}", " ", said.getvalue())) from None
+        raise ValueError(_one_line(said.getvalue())) from None
+
+
+def _one_line(box: str) -> str:
+    """What a box of the parser says, without the title in its frame."""
+    inside = [line for line in box.splitlines() if not line.lstrip().startswith(("╭", "╰", "+"))]
+    text = " ".join(re.sub("[^ -~]+|-{3,}", " ", "\n".join(inside)).split())
+    refused = re.fullmatch(r"Error parsing \w+: (.*?) For full helptext, .*", text)
+    return refused[1] if refused else re.sub(r"For full helptext, (?:see|run)", "See", text)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
