@@ -44,10 +44,12 @@ def _parsed(command, name: str, arguments: list[str]):
 
 def _one_line(box: str) -> str:
     """What a box of the parser says, without the title in its frame."""
-    inside = [line for line in box.splitlines() if not line.lstrip().startswith(("╭", "╰", "+"))]
-    text = " ".join(re.sub("[^ -~]+|-{3,}", " ", "\n".join(inside)).split())
-    refused = re.fullmatch(r"Error parsing \w+: (.*?) For full helptext, .*", text)
-    return refused[1] if refused else re.sub(r"For full helptext, (?:see|run)", "See", text)
+    text = " ".join(re.sub("[^ -~]+|-{3,}", " ", box).split())
+    refused = re.search(r"Error parsing [A-Z]\w+: (.*?) For full helptext, ", text)
+    if refused:
+        return refused[1]
+    text = re.sub(r"^(.+?) (?=\1\b)", "", text, flags=re.I)
+    return re.sub(r"For full helptext, (?:see|run)", "See", text)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
