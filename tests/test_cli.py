@@ -30,6 +30,18 @@ def test_refusals_are_one_line_and_leave_nothing(arguments, text, tmp_path, monk
     assert not [p for p in tmp_path.rglob("*") if p.is_file()]
 
 
+@pytest.mark.parametrize(
+    "arguments, line",
+    [
+        (["train", "--steps", "-5"], "jaxdp train: steps=-5: must be >= 1\n"),
+        (["report", "nowhere"], "jaxdp report: Unrecognized options: nowhere See jaxdp report --help\n"),
+    ],
+)
+def test_what_the_parser_refuses_is_said_once(arguments, line, capsys):
+    assert cli.main(arguments) == 2
+    assert capsys.readouterr().err == line
+
+
 def test_usage_lists_every_command(capsys):
     assert cli.main([]) == 0
     usage = capsys.readouterr().out
