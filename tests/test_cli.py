@@ -8,7 +8,7 @@ from jaxdp import cli
 @pytest.mark.parametrize(
     "arguments, text",
     [
-        (["train", "--noise-multiplier", "-1"], "value=-1.0"),
+        (["train", "--noise-multiplier", "-1"], "noise_multiplier=-1.0"),
         (["train", "--l2-norm-clip", "0"], "l2_norm_clip=0.0"),
         (["train", "--delta", "0"], "delta=0.0"),
         (["train", "--sampling-rate", "1.5"], "sampling_rate=1.5"),
