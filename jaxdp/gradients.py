@@ -32,6 +32,9 @@ METHODS = ("factored", "dense")
 # hide a large gradient (the error stays below 1e-19 * 1e12 per entry).
 _FACTOR_LIMIT = 1e24
 
+# What bounds an example's part may not be rounded to the 10 bits that some devices multiply float32 with.
+_EXACT = jax.lax.Precision.HIGHEST
+
 Loss = Callable[[PyTree, PyTree], Float[Array, ""]]
 
 
@@ -54,29 +57,37 @@ class Factored:
     def squared_norm(self) -> Float[Array, " b"]:
         """|g_i|^2 by |x|^2 |d|^2 for one position, else by the Gram matrices of the positions.
 
-        The Gram form sums terms that may cancel, so its rounding error is added: the result never claims less
-        than the true squared norm by more than the error of the dense form.  Factors out of range give inf.
+        The Gram form sums terms that may cancel, so the most that its sums can be off by rounding is added: the
+        result is never below the true squared norm by more than a few units in the last place.  Factors out of
+        range give inf.
         """
         left, right = (f.astype(_at_least_float32(f.dtype)) for f in (self.left, self.right))
         of_left, of_right = _row_squares(left), _row_squares(right)
-        bound = of_left * of_right  # >= |g_i|^2, by Cauchy-Schwarz
+        bound = of_left * of_right
         if left.shape[1] > 1:
-            gram = jnp.einsum("bpk,bqk->bpq", left, left) * jnp.einsum("bpo,bqo->bpq", right, right)
-            rounding = jnp.finfo(bound.dtype).eps * bound
-            bound = jnp.minimum(jnp.maximum(gram.sum((1, 2)), 0) + rounding, bound)
+            (_, positions, rows), columns = left.shape, right.shape[2]
+            lengths = [jnp.sqrt(jnp.einsum("bpi,bpi->bp", f, f, precision=_EXACT)) for f in (left, right)]
+            bound = jnp.square(jnp.einsum("bp,bp->b", *lengths, precision=_EXACT))  # triangle inequality
+            gram_left, gram_right = (
+                jnp.einsum("bpi,bqi->bpq", f, f, precision=_EXACT) for f in (left, right)
+            )
+            summed = (gram_left * gram_right).sum((1, 2))
+            rounding = (rows + columns + positions**2) * jnp.finfo(bound.dtype).eps * bound
+            bound = jnp.minimum(jnp.maximum(summed, 0) + rounding, bound)
         in_range = (of_left < _FACTOR_LIMIT) & (of_right < _FACTOR_LIMIT)
         return jnp.where(in_range, bound, jnp.inf)
 
     def weighted_sum(self, weights: Float[Array, " b"], keep: Array) -> Array:
         """sum_i weights_i g_i over the examples to keep, in the kernel's shape."""
-        left, right = (jnp.where(keep[:, None, None], f, 0) for f in (self.left, self.right))
+        left, right = (
+            jnp.where(keep[:, None, None], f, 0).astype(_at_least_float32(f.dtype))
+            for f in (self.left, self.right)
+        )
         if left.shape[2] < right.shape[2]:
             left = left * weights[:, None, None].astype(left.dtype)
         else:
             right = right * weights[:, None, None].astype(right.dtype)
-        matrix = jax.lax.dot_general(
-            left, right, (((0, 1), (0, 1)), ((), ())), preferred_element_type=_at_least_float32(left.dtype)
-        )
+        matrix = jax.lax.dot_general(left, right, (((0, 1), (0, 1)), ((), ())), precision=_EXACT)
         return _arranged(matrix, self.arrange)
 
     def dense(self) -> Array:
@@ -92,7 +103,7 @@ def _at_least_float32(dtype):
 def _row_squares(x: Array) -> Array:
     """Sum of squares over all axes but the first."""
     x = x.reshape(x.shape[0], -1)
-    return jnp.einsum("bi,bi->b", x, x)
+    return jnp.einsum("bi,bi->b", x, x, precision=_EXACT)
 
 
 def _arranged(matrix: Array, arrange) -> Array:

@@ -106,6 +106,11 @@ def privatize(
         sigma = schedules.constant(noise_multiplier) if noise_multiplier else None
 
     def init_fn(params):
+        if key is None and any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(params)):
+            raise ValueError(
+                "key=None: under jit or vmap one key would serve every call and every member; call init "
+                "outside of them, or give privatize a key"
+            )
         zero = jnp.zeros((), jnp.int32)
         return PrivatizeState(
             step=zero,

@@ -24,7 +24,8 @@ def privacy(result: TrainResult) -> dict[str, Any]:
         claimed = accounting.epsilon(
             spent, delta=config.delta, adjacency=config.adjacency, accountant=config.accountant, nominal=True
         )
-    statement = privacy_statement(spent, claimed)
+    prepared = () if result.run.dataset.public_preprocessing else ("preprocessed_on_private_data",)
+    statement = privacy_statement(spent, claimed, disclosed=prepared)
     settings = ("delta", "accountant", "adjacency", "sampling")
     return {
         "private": spent.private,
@@ -32,7 +33,7 @@ def privacy(result: TrainResult) -> dict[str, Any]:
         "epsilon": None if claimed is None else claimed.value,
         **{name: None if claimed is None else getattr(claimed, name) for name in settings},
         "statement": f"{statement}\n  Data: {result.run.dataset.preprocessing}",
-        "statement_data": statement.to_dict(),
+        "statement_data": {**statement.to_dict(), "data": result.run.dataset.preprocessing},
     }
 
 

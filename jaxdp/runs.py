@@ -5,6 +5,9 @@ the noise; the budget is enforced on that plan, so the step that would pass it i
 """
 
 import dataclasses
+import functools
+import hashlib
+import json
 import pathlib
 import time
 import warnings
@@ -236,7 +239,9 @@ def _kept_filter(config: TrainConfig, folder: pathlib.Path) -> Filter | None:
     return kept
 
 
-def _resume(run: Run, folder: pathlib.Path) -> tuple[TrainState, Ledger, dict[str, list[float]]]:
+def _resume(
+    run: Run, folder: pathlib.Path, target_epsilon: float | None
+) -> tuple[TrainState, Ledger, dict[str, list[float]]]:
     """State, privacy spent and curves of the newest checkpoint, checked against the run that goes on."""
     saved = checkpoints.restore(folder, like=_storable(run.init(run.config)))
     before, now = saved.document["config"], dataclasses.asdict(run.config)
@@ -245,6 +250,14 @@ def _resume(run: Run, folder: pathlib.Path) -> tuple[TrainState, Ledger, dict[st
             raise ValueError(
                 f"{name}={now[name]!r}: the checkpoint was made with {name}={before.get(name)!r}"
             )
+    if saved.document.get("examples") != run.dataset.fingerprint:
+        # Other data would meet the noise that these did, and the difference would show.
+        raise ValueError(f"data={run.dataset.name!r}: not the training examples of the checkpoint")
+    if target_epsilon is not None and before.get("scale") != now["scale"]:
+        raise ValueError(
+            f"target_epsilon={target_epsilon}: for a run as a whole, and this one began with other noise; "
+            "go on with the settings it had, or give scale and budget_epsilon"
+        )
     spent = ledger.from_json(saved.document["ledger"])
     if spent.steps != saved.step:
         raise ValueError(f"ledger={spent.steps} steps: the checkpoint has {saved.step}; not resumed")
@@ -261,7 +274,7 @@ def _resume(run: Run, folder: pathlib.Path) -> tuple[TrainState, Ledger, dict[st
     if any(before.get(name) != now[name] for name in _MECHANISM):
         # Steps after the checkpoint may have been taken with the old parameters before the interruption: the
         # new ones must not meet the same noise again.
-        state = _with_new_noise(state, saved.step)
+        state = _with_new_noise(state, run, saved.step)
     return state, spent, curves
 
 
@@ -274,13 +287,22 @@ def _with_new_bound(state: TrainState, run: Run) -> TrainState:
     return state._replace(opt_state=(first, *state.opt_state[1:]))
 
 
-def _with_new_noise(state: TrainState, step: int) -> TrainState:
+def _with_new_noise(state: TrainState, run: Run, step: int) -> TrainState:
+    """Secrets of their own for other settings, also where copies of a checkpoint go different ways."""
+    settings = {name: getattr(run.config, name) for name in sorted(_MECHANISM)}
+    digest = hashlib.sha256(json.dumps([step, settings]).encode()).digest()
+    words = np.frombuffer(digest, np.uint32)[:4]
+
+    def renewed(key):
+        return functools.reduce(jax.random.fold_in, words, key)
+
     noise = training.noise_state(state)
-    sample_key = jax.random.fold_in(state.sample_key, step)
+    if run.sampler.kind != "shuffled":  # a new permutation amid an epoch could take an example twice
+        state = state._replace(sample_key=renewed(state.sample_key))
     if noise is None:
-        return state._replace(sample_key=sample_key)
-    first = noise._replace(key=jax.random.fold_in(noise.key, step))
-    return state._replace(sample_key=sample_key, opt_state=(first, *state.opt_state[1:]))
+        return state
+    first = noise._replace(key=renewed(noise.key))
+    return state._replace(opt_state=(first, *state.opt_state[1:]))
 
 
 def _epochs(first: int, stop: int, every: int) -> list[int]:
@@ -347,7 +369,7 @@ def train(
     going_on = folder is not None and checkpoints.latest_step(folder) is not None
     if going_on and not resume:
         raise ValueError(f"folder={str(folder)!r}: holds checkpoints already; resume, or choose another")
-    kept = _kept_filter(config, folder) if going_on else None
+    kept, target_epsilon = _kept_filter(config, folder) if going_on else None, config.target_epsilon
     if run is None:
         dataset = data.load(config.data, size=config.image_size) if dataset is None else dataset
         config = resolved(config, dataset)
@@ -357,7 +379,7 @@ def train(
         config = run.config
     state, spent, curves = run.init(config), Ledger(), _new_curves(config)
     if going_on:
-        state, spent, curves = _resume(run, folder)
+        state, spent, curves = _resume(run, folder, target_epsilon)
     first = spent.steps
     spent_at, stop = _planned(run, spent) if run.following is None else _followed(run, state, spent)
     if stop < 1:
@@ -441,7 +463,12 @@ def _advance(
 
 def _document(run: Run, spent: Ledger, curves: dict[str, list[float]]) -> dict[str, Any]:
     """What a checkpoint says beside its arrays."""
-    return {"config": dataclasses.asdict(run.config), "ledger": spent.to_json(), "curves": curves}
+    return {
+        "config": dataclasses.asdict(run.config),
+        "examples": run.dataset.fingerprint,
+        "ledger": spent.to_json(),
+        "curves": curves,
+    }
 
 
 def from_checkpoint(folder: str | pathlib.Path) -> tuple[Run, TrainState, Ledger]:

@@ -25,6 +25,8 @@ DISCLOSURES = {
     "clipping_logged": "Exact norms or the share of clipped examples were logged: they are computed "
     "from the examples without"
     " noise, and whoever sees them has more than epsilon covers.",
+    "preprocessed_on_private_data": "The data were prepared with numbers computed exactly from the training "
+    "data (see Data): no epsilon covers what they tell.",
     "chosen_on_private_data": "Decisions during the run (a schedule driven by validation, early "
     "stopping, model choice) used"
     " private data without noise: the run as a whole is not private.",
@@ -45,6 +47,7 @@ _NOT_COVERED = (
     "People who contributed several examples: the unit is one example.",
     "Exact counts that the program shows its operator (gradients that were not finite, examples in a batch): "
     "keep them as private as the data.",
+    "Which examples were set aside for testing: neighbours are training splits, whatever split them.",
     "The number of examples: it is taken as public, since sums are divided by a number made from it.",
 )  # fmt: skip
 
@@ -127,9 +130,8 @@ def privacy_statement(
     warnings += [DISCLOSURES[name] for name in disclosed]
     if any(entry.seed == "given" for entry in ledger.entries):
         warnings.append(
-            "The noise was drawn from a given seed: whoever knows or guesses it can subtract the noise, "
-            "and against them"
-            " there is no privacy."
+            "The noise was drawn from a given seed: whoever knows or guesses it, or sees two runs drawn from "
+            "it, can subtract the noise, and against them there is no privacy."
         )
     mechanisms = dict.fromkeys(entry.mechanism for entry in ledger.entries)
     warnings += [_OF_MECHANISM[name] for name in mechanisms if name in _OF_MECHANISM]

@@ -249,11 +249,16 @@ def test_user_arrays_are_refused_with_a_reason(tmp_path, arrays, words):
 def test_user_arrays_load(tmp_path):
     np.savez(tmp_path / "a.npz", **_user(classes=np.array(["no", "yes"])))
     dataset = data.load(tmp_path / "a.npz")
+    assert dataset.public_preprocessing
     assert dataset.classes == ("no", "yes") and dataset.input_shape == (3,)
     np.testing.assert_array_equal(dataset.test_x, _user()["x"][[8, 9, 18, 19]])
     images = np.zeros((20, 4, 4), np.uint8)
     np.savez(tmp_path / "b.npz", **_user(x=images))
-    assert data.load(tmp_path / "b.npz").input_shape == (4, 4, 1)
+    counted = data.load(tmp_path / "b.npz")
+    assert counted.input_shape == (4, 4, 1)
+    assert (
+        not counted.public_preprocessing and "number of classes read from the labels" in counted.preprocessing
+    )
 
 
 @pytest.mark.parametrize("content", [b"", b"no archive", b"PK\x03\x04 broken"])

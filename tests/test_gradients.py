@@ -13,7 +13,7 @@ from gradient_oracle import B, check, factored_count, leaves_of, normal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxdp import gradients, models
+from jaxdp import clipped_gradients, clipping, gradients, models
 
 QUICK = pytest.mark.usefixtures("quick_compilation")
 
@@ -265,6 +265,37 @@ def test_gram_and_product_forms_are_chosen_by_cost():
             expect_factored=factored,
         )
     assert factored_count(grads) == 0
+
+
+@pytest.mark.parametrize("rows", [64, 4096])
+def test_no_part_passes_the_bound_where_positions_cancel(rows):
+    """Two positions of opposite sign and almost equal length: all of |g| is what rounding may lose."""
+    bound, rng = 1.0, np.random.default_rng(0)
+
+    def loss_fn(params, x):
+        return jnp.sum((x @ params["w"]) * jnp.asarray([[1.0], [-1.0]]))
+
+    clipped = jax.jit(clipped_gradients(loss_fn, clipping.flat(bound), microbatch_size=None))
+    for _ in range(20):
+        first = np.float32(rng.uniform(5, 10))
+        second = np.float32(first + 10 ** rng.uniform(0, 1.5) * bound / np.sqrt(rows * 8))
+        x = np.stack([np.full(rows, first), np.full(rows, second)])[None]
+        _, summed = clipped({"w": jnp.zeros((rows, 8))}, x, np.ones(1, bool), (), 0)
+        assert np.linalg.norm(np.asarray(summed.gradients["w"], np.float64)) <= bound * (1 + 1e-5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("bound", [1.0, 1e-3])
+def test_low_precision_inside_the_loss_does_not_pass_the_bound(dtype, bound):
+    """Parameters in float32, computed with in less: the factors are of that type, their products are not."""
+
+    def loss_fn(params, x):
+        return jnp.sum((x.astype(dtype) @ params["w"].astype(dtype)) ** 2).astype(jnp.float32)
+
+    clipped = clipped_gradients(loss_fn, clipping.flat(bound), microbatch_size=None)
+    _, summed = jax.jit(clipped)({"w": normal(16, 8)}, 3 * normal(1, 16), np.ones(1, bool), (), 0)
+    length = np.linalg.norm(np.asarray(summed.gradients["w"], np.float64))
+    assert 0.99 * bound < length <= bound * (1 + 1e-5)
 
 
 @pytest.mark.parametrize(

@@ -96,6 +96,15 @@ def test_without_a_key_the_noise_comes_from_entropy():
     assert not np.array_equal(first, second)
 
 
+@pytest.mark.parametrize("transformed", [jax.jit, jax.vmap, lambda init: lambda p: jax.eval_shape(init, p)])
+def test_no_key_is_baked_into_a_transformed_init(transformed):
+    """One key from entropy, drawn while tracing, would serve every run that calls the compiled init."""
+    with pytest.raises(ValueError, match="key=None: under jit or vmap"):
+        transformed(privatize(clipping.flat(1.0), 1.0, 1.0).init)({"w": jnp.zeros((2, 3))})
+    given = privatize(clipping.flat(1.0), 1.0, 1.0, key=jax.random.key(0))
+    jax.jit(given.init)({"w": jnp.zeros(3)})
+
+
 def test_divides_by_the_expected_batch_size_whatever_the_batch():
     transform = privatize(clipping.flat(1e6), 0.0, 10.0)
     for size in (2, 5):

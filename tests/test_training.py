@@ -15,7 +15,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdp import checkpoints, data, recording, runs, training
+from jaxdp import checkpoints, data, noise, recording, runs, training
 from jaxdp.ledger import Ledger, from_json
 from jaxdp.train_config import TrainConfig
 
@@ -57,7 +57,7 @@ def test_the_loop_equals_its_steps_written_out(digits):
             total = jax.tree.map(lambda t, g, f=factor: t + f * g, total, g)
         noise_key, _ = jax.random.split(jax.random.fold_in(key, step))
         leaves, tree = jax.tree.flatten(total)
-        draws = jax.random.normal(noise_key, (sum(x.size for x in leaves),))
+        draws = noise.standard_normal(noise_key, (sum(x.size for x in leaves),))
         parts = jnp.split(draws, np.cumsum([x.size for x in leaves])[:-1])
         sigma = 0.2 * (15 - 10.15 * step / 40)
         noised = [x + sigma * 0.3 * z.reshape(x.shape) for x, z in zip(leaves, parts, strict=True)]
@@ -186,7 +186,7 @@ def test_a_resumed_run_keeps_its_bound_unless_another_is_asked_for(digits, tmp_p
     runs.train(half, dataset=digits, folder=tmp_path / "run")
     _, before, _ = runs.from_checkpoint(tmp_path / "run")
     more = dataclasses.replace(half, steps=40, count_noise=9.0, **({"l2_norm_clip": 0.7} if changed else {}))
-    saved = runs._resume(training.build(more, dataset=digits), tmp_path / "run")
+    saved = runs._resume(training.build(more, dataset=digits), tmp_path / "run", None)
     bound = float(saved[0].opt_state[0].clip.bound)
     assert bound == (np.float32(0.7) if changed else float(before.opt_state[0].clip.bound))
     result = runs.train(more, dataset=digits, folder=tmp_path / "run", resume=True)
@@ -270,6 +270,50 @@ def test_changed_privacy_is_appended_to_the_ledger_and_meets_new_noise(digits, t
     assert result.ledger.entries[1].sampling.rate == pytest.approx(0.05)
     old, new = (jax.random.key_data(s.opt_state[0].key) for s in (before, result.state))
     assert not np.array_equal(old, new)
+
+
+def test_copies_of_a_checkpoint_that_go_different_ways_share_no_noise(digits, tmp_path):
+    half = dataclasses.replace(CONFIG, scale=1.0, noise_multiplier=6.0, steps=20)
+    runs.train(half, dataset=digits, folder=tmp_path / "run")
+    _, original, _ = runs.from_checkpoint(tmp_path / "run")
+
+    def secrets(**changes):
+        run = training.build(dataclasses.replace(half, steps=40, **changes), dataset=digits)
+        state = runs._resume(run, tmp_path / "run", None)[0]
+        return bits([jax.random.key_data(state.opt_state[0].key), jax.random.key_data(state.sample_key)])
+
+    first, second = (secrets(noise_multiplier=sigma) for sigma in (8.0, 16.0))
+    kept = bits([jax.random.key_data(k) for k in (original.opt_state[0].key, original.sample_key)])
+    for a, b in ((first, second), (first, kept), (second, kept)):
+        assert all(x != y for x, y in zip(a, b, strict=True))
+    assert first == secrets(noise_multiplier=8.0)  # a second try is the same run
+
+
+def test_a_shuffled_epoch_goes_on_in_its_order(digits, tmp_path):
+    half = dataclasses.replace(CONFIG, sampling="shuffled", steps=5)
+    runs.train(half, dataset=digits, folder=tmp_path / "run")
+    _, before, _ = runs.from_checkpoint(tmp_path / "run")
+    run = training.build(dataclasses.replace(half, steps=10), dataset=digits)
+    state, _, _ = runs._resume(run, tmp_path / "run", None)
+    assert bits(jax.random.key_data(state.sample_key)) == bits(jax.random.key_data(before.sample_key))
+    seen = [np.asarray(run.sampler.draw(state.sample_key, step).indices) for step in range(10)]
+    assert len(np.unique(seen)) == np.size(seen)
+
+
+def test_other_examples_and_late_targets_are_not_resumed(digits, tmp_path):
+    runs.train(dataclasses.replace(CONFIG, steps=20), dataset=digits, folder=tmp_path / "run")
+    exchanged = digits.train_y.copy()
+    exchanged[0] = (exchanged[0] + 1) % 10
+    with pytest.raises(ValueError, match="data='digits': not the training examples"):
+        runs.train(
+            CONFIG,
+            dataset=dataclasses.replace(digits, train_y=exchanged),
+            folder=tmp_path / "run",
+            resume=True,
+        )
+    late = dataclasses.replace(CONFIG, scale=1.0, target_epsilon=3.0)
+    with pytest.raises(ValueError, match="target_epsilon=3.0: for a run as a whole"):
+        runs.train(late, dataset=digits, folder=tmp_path / "run", resume=True)
 
 
 def test_a_finished_run_resumes_to_itself(digits, tmp_path):

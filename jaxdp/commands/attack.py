@@ -62,7 +62,7 @@ class Config:
 
 def _check(config: Config) -> None:
     """Refuses settings that make no sense."""
-    for name in ("size", "victims", "batch_size", "window", "local_steps", "iterations", "restarts"):
+    for name in ("image_size", "victims", "batch_size", "window", "local_steps", "iterations", "restarts"):
         if getattr(config, name) < 1:
             raise ValueError(f"{name}={getattr(config, name)}: must be >= 1")
     if config.public < 2:

@@ -1,6 +1,8 @@
 """One structure for every data set: arrays in memory, splits fixed, and where its numbers come from."""
 
 import dataclasses
+import functools
+import hashlib
 
 import jax
 import jax.numpy as jnp
@@ -62,6 +64,14 @@ class Dataset:
     @property
     def train_size(self) -> int:
         return len(self.train_x)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the training split: tells whether two runs saw the same examples.  As private as they."""
+        digest = hashlib.sha256(f"{_described(self.train_x)} {_described(self.train_y)}".encode())
+        for part in (self.train_x, self.train_y):
+            digest.update(part.tobytes())
+        return digest.hexdigest()
 
     def to_float(self, x: Num[Array, "..."] | Num[np.ndarray, "..."]) -> Float32[Array, "..."]:
         """Inputs as a model sees them: float32, images in [0, 1].

@@ -46,7 +46,9 @@ def load_npz(path: pathlib.Path) -> Dataset:
         classes=classes,
         preprocessing="the user's arrays as given"
         + (", pixels divided by 255" if train_x.dtype == np.uint8 else "")
+        + ("" if "classes" in arrays else ", the number of classes read from the labels (give `classes`)")
         + "; what was done to them before is outside this statement",
+        public_preprocessing="classes" in arrays,
     )
 
 
