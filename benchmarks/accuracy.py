@@ -60,17 +60,21 @@ RECIPES = {
         batch_size=2048, epochs=15, options=dict(optimizer="sgd", learning_rate=40.0, l2_norm_clip=0.1)
     ),
     ("mnist", "best"): Recipe(
-        batch_size=2048,
-        epochs=20,
-        options=dict(optimizer="momentum", learning_rate=8.0, l2_norm_clip=0.1, ema_decay=0.98),
+        batch_size=4096,
+        epochs=40,
+        options=dict(
+            optimizer="momentum", learning_rate=6.0, l2_norm_clip=0.1, ema_decay=0.98, accountant="pld"
+        ),
     ),
     ("fashion_mnist", "simple"): Recipe(
         batch_size=2048, epochs=15, options=dict(optimizer="sgd", learning_rate=40.0, l2_norm_clip=0.1)
     ),
     ("fashion_mnist", "best"): Recipe(
         batch_size=2048,
-        epochs=40,
-        options=dict(optimizer="momentum", learning_rate=4.0, l2_norm_clip=0.1, ema_decay=0.99),
+        epochs=20,
+        options=dict(
+            optimizer="momentum", learning_rate=8.0, l2_norm_clip=0.1, ema_decay=0.98, accountant="pld"
+        ),
     ),
 }
 NAMES = tuple(dict.fromkeys(recipe for _, recipe in RECIPES))
