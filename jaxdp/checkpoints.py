@@ -125,7 +125,7 @@ def restore(folder: str | pathlib.Path, like: PyTree | None = None) -> Checkpoin
     _verify(checkpoint, where)
     manager, args = _manager(pathlib.Path(folder))
     try:
-        found = manager.restore(
+        found: Any = manager.restore(
             step, args=args.Composite(state=args.StandardRestore(), document=args.JsonRestore())
         )
     except Exception as error:  # orbax raises many types

@@ -319,7 +319,7 @@ def build(
     traces: list[int] = []
 
     def bound(state: TrainState) -> Float[Array, ""]:
-        assert clipper is not None
+        assert clipper is not None and clipper.sensitivity is not None
         return clipper.sensitivity(state.opt_state[0].clip, state.step)
 
     def admits(state: TrainState):
@@ -359,7 +359,7 @@ def build(
     def init(config: TrainConfig) -> TrainState:
         params = make_model(config, dataset).params if given is None else given.params
         sample_key, noise_key = _keys(config)
-        opt_state = chain.init(params)
+        opt_state: Any = chain.init(params)
         if clipper is not None:
             opt_state = (opt_state[0]._replace(key=noise_key), *opt_state[1:])
         return TrainState(

@@ -10,6 +10,8 @@ from jaxdp.attacks import picture, sweep
 from jaxdp.commands import attack
 from jaxdp.metrics import wilson
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 CONFIG = attack.Config(data="digits", size=8, victims=4, sigmas=(0.01, 0.1), activation="relu")
 
 

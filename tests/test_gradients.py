@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 
 from jaxdp import gradients, models
 
+QUICK = pytest.mark.usefixtures("quick_compilation")
+
 
 def dense_params(*sizes):
     return [
@@ -107,6 +109,7 @@ def test_bfloat16_parameters():
 # --- convolutions, by property ---------------------------------------------------------------------------
 
 
+@QUICK
 @settings(max_examples=15, deadline=None, derandomize=True)
 @given(
     height=st.integers(4, 7), width=st.integers(4, 7), channels=st.integers(1, 3), features=st.integers(1, 3),
@@ -183,6 +186,7 @@ class LinenBlock(nn.Module):
         return nn.Dense(5)(x.mean(-2))
 
 
+@QUICK
 def test_linen_transformer():
     module, tokens = LinenBlock(), jnp.asarray(np.random.default_rng(0).integers(0, 11, (B, 4)))
     params = module.init(jax.random.key(0), tokens[0])["params"]

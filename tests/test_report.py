@@ -4,7 +4,9 @@ import base64
 import html.parser
 import io
 import re
+import xml.dom.minidom
 
+import matplotlib as mpl
 import numpy as np
 import pytest
 import synthetic_records as synthetic
@@ -91,6 +93,14 @@ def test_not_private_variants_are_marked_and_their_number_is_nominal(page):
     assert any("nominal 0.610" in row for row in rows)
 
 
+def test_the_console_and_a_notebook_show_the_same_cells(records):
+    cells = tables.formatted(records)
+    lines = tables.table(records).splitlines()
+    for row, line in zip(cells.to_dict("records"), lines[2:], strict=False):
+        assert line.split() == " ".join(row.values()).split()
+    assert tables.formatted([]).empty and list(tables.formatted([])) == list(cells)
+
+
 def test_figures_draw_what_the_records_hold(records):
     for figure in (figures.epsilon_over_steps, figures.sigma_over_steps, figures.accuracy_over_steps):
         svg = figure(records)
@@ -99,6 +109,24 @@ def test_figures_draw_what_the_records_hold(records):
         assert painted == (figure is not figures.epsilon_over_steps)  # no epsilon of l2-max is drawn
     noise = figures.success_over_noise(records)
     assert "mean image" in noise and "var(--s0)" in noise
+
+
+def test_a_figure_of_its_own_names_its_lines_and_needs_no_page(records):
+    svg = figures.standalone(figures.epsilon_over_steps(records, legend=True))
+    root = xml.dom.minidom.parseString(svg).documentElement
+    assert root.tagName == "svg" and root.getAttribute("width").endswith("pt") and "var(" not in svg
+    colours = figures.palette(tables.variants(records))
+    assert colours["fixed"] in svg and colours["l2_max"] not in svg
+    assert len(set(colours.values())) == len(colours)
+    assert figures.label("quarter_cosine") in svg
+    with pytest.raises(ValueError, match="svg="):
+        figures.standalone("")
+
+
+def test_the_style_is_one_that_matplotlib_takes():
+    with mpl.rc_context(figures.style()):
+        colours = mpl.rcParams["axes.prop_cycle"].by_key()["color"]
+    assert colours[:2] == list(figures.palette(["fixed", "linear"]).values())
 
 
 def test_a_figure_without_data_is_left_out():

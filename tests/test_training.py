@@ -237,7 +237,7 @@ def worker(config, folder):
 def test_kill_9_and_resume_gives_the_same_bits(digits, tmp_path):
     """Killed between two checkpoints of a run with momentum and averages, resumed in another process."""
     config = dataclasses.replace(
-        CONFIG, optimizer="momentum", learning_rate=0.1, ema_decay=0.99, steps=4_000, evaluate_every=20
+        CONFIG, optimizer="momentum", learning_rate=0.1, ema_decay=0.99, steps=1_500, evaluate_every=20
     )
     config = dataclasses.replace(config, clipping="quantile_per_layer", scale=1.0)
     whole = runs.train(config, dataset=digits)

@@ -54,7 +54,7 @@ class Config:
     """Training examples from which the attacker learns its prior."""
     seed: int = 0
     """Seed of weights, noise and starts: the leaks are synthetic, nobody is protected by it."""
-    output: pathlib.Path = pathlib.Path("results/attack")
+    output: pathlib.Path = pathlib.Path("runs/attack")
     """Folder of attack.json, attack.png and records/, one record a row."""
     progress: bool = True
     """Show progress bars."""
