@@ -7,17 +7,8 @@ import importlib
 import sys
 
 NAMES = (
-    "step",
-    "dynamic",
-    "scaling",
-    "memory",
-    "peers",
-    "accounting",
-    "audit",
-    "attacks",
-    "accuracy",
-    "table",
-)
+    "step", "dynamic", "scaling", "memory", "peers", "accounting", "audit", "attacks", "accuracy", "table",
+)  # fmt: skip
 ON_REQUEST = ("accuracy",)
 
 
