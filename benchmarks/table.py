@@ -255,8 +255,8 @@ def accuracy(documents: list[Document]) -> str:
             )
         )  # fmt: skip
     note = (
-        "Poisson sampling, add or remove one, delta = 1e-5; hyperparameters chosen on the last 5,000 examples "
-        "of the training split, which no epsilon covers. Seconds beside whatever else the cores had to do "
+        "Poisson sampling, add or remove one, delta = 1e-5; how the hyperparameters were chosen, which no "
+        "epsilon covers, `accuracy.py` tells. Seconds beside whatever else the cores had to do "
         "(`load` in the records).\n"
     )
     return "\n".join(

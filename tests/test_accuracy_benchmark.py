@@ -1,4 +1,4 @@
-"""The accuracy benchmark on a handful of steps: what it records, and that validation sees no test example."""
+"""The accuracy benchmark on a handful of steps: what it records, and what validation holds out."""
 
 import dataclasses
 
@@ -18,7 +18,7 @@ def test_every_recipe_aims_at_the_same_epsilon():
     for (name, _), recipe in accuracy.RECIPES.items():
         config = recipe.config(name, 60_000, 0)
         assert (config.target_epsilon, config.delta, config.sampling) == (3.0, 1e-5, "poisson")
-        assert config.adjacency == "add_or_remove_one" and config.accountant == "rdp"
+        assert config.adjacency == "add_or_remove_one" and config.accountant in ("rdp", "pld")
         assert config.steps * config.sampling_rate == pytest.approx(recipe.epochs, rel=0.01)
 
 
@@ -40,14 +40,12 @@ def test_a_record_tells_every_seed_and_both_accountants(digits, tmp_path, monkey
     page = table.render(tmp_path)
     (document,) = (table.json.loads(path.read_text()) for path in tmp_path.glob("accuracy_mnist_best.json"))
     assert [row["seed"] for row in document["records"]] == [0, 1]
-    assert document["epsilon"]["pld"] < document["epsilon"]["rdp"] <= 3.0
+    assert 2.98 < document["epsilon"]["pld"] <= 3.0 < document["epsilon"]["rdp"]
     scores = ", ".join(f"{row['test_accuracy']:.4f}" for row in document["records"])
     assert (
         f"| mnist | best | tanh_cnn | 128 | 0.3 | momentum {document['config']['learning_rate']:g} " in page
     )
     assert f"| {scores} |" in page
-    __main__.main(["accuracy", "--validation", "100"])
-    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_it_is_not_among_those_that_run_unasked(monkeypatch):
