@@ -101,7 +101,7 @@ class TrainConfig:
             raise ValueError(f"ema_decay={self.ema_decay}: must lie in (0, 1)")
         for name in (
             *("learning_rate", "scale", "l2_norm_clip", "target_epsilon", "budget_epsilon"),
-            *("clip_learning_rate", "count_noise"),
+            *("noise_multiplier", "clip_learning_rate", "count_noise"),
         ):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):

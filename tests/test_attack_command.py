@@ -12,7 +12,7 @@ from jaxdp.metrics import wilson
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
-CONFIG = attack.Config(data="digits", size=8, victims=4, sigmas=(0.01, 0.1), activation="relu")
+CONFIG = attack.Config(data="digits", image_size=8, victims=4, sigmas=(0.01, 0.1), activation="relu")
 
 
 @pytest.fixture(scope="module")

@@ -362,7 +362,7 @@ def test_a_missing_ledger_is_refused(digits, tmp_path):
         (dict(ema_decay=1.0), "ema_decay=1.0"),
         (dict(target_epsilon=3.0), "scale=0.2, target_epsilon=3.0"),
         (dict(schedule="none", scale=1.0, target_epsilon=3.0), "schedule='none'"),
-        (dict(schedule="fixed", noise_multiplier=-2.0), "value=-2.0"),
+        (dict(schedule="fixed", noise_multiplier=-2.0), "noise_multiplier=-2.0"),
         (dict(budget_epsilon=1e-6), "budget_epsilon=1e-06"),
         (dict(clipping="l2_max", budget_epsilon=1.0), "budget_epsilon=1.0.*private gradients"),
         (dict(clipping="quantile", l2_norm_clip_end=1.0), "l2_norm_clip_end=1.0: quantile"),
