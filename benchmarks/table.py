@@ -232,6 +232,38 @@ def attacks(documents: list[Document]) -> str:
     return "\n".join(parts)
 
 
+def accuracy(documents: list[Document]) -> str:
+    """Test accuracy of private training."""
+    header = (
+        "data", "recipe", "network", "batch", "epochs", "optimizer", "clip", "sigma", "epsilon (RDP)",
+        "epsilon (PLD)", "test accuracy of each seed", "without the average", "s a run",
+    )  # fmt: skip
+    rows = []
+    for document in documents:
+        config, records = document["config"], document["records"]
+        averaged = config["ema_decay"] is not None
+        seconds = sum(row["seconds"] for row in records) / len(records)
+        rows.append(
+            (
+                document["data"], document["recipe"], config["model"], document["batch_size"],
+                document["epochs"], f"{config['optimizer']} {config['learning_rate']:g}",
+                f"{config['l2_norm_clip']:g}", _number(config["scale"] * config["noise_multiplier"], 3),
+                _number(document["epsilon"]["rdp"], 3), _number(document["epsilon"]["pld"], 3),
+                ", ".join(_number(row["test_accuracy"], 4) for row in records),
+                ", ".join(_number(row["test_accuracy_of_last_step"], 4) for row in records if averaged),
+                _number(seconds, 0),
+            )
+        )  # fmt: skip
+    note = (
+        "Poisson sampling, add or remove one, delta = 1e-5; how the hyperparameters were chosen, which no "
+        "epsilon covers, `accuracy.py` tells. Seconds beside whatever else the cores had to do "
+        "(`load` in the records).\n"
+    )
+    return "\n".join(
+        ["## Accuracy of private training\n", note, _where(documents[0]) + "\n", _table(header, rows)]
+    )
+
+
 # pattern of the records -> what makes a section of them
 FAMILIES: dict[str, Callable[[list[Document]], str]] = {
     "step_*.json": steps,
@@ -242,6 +274,7 @@ FAMILIES: dict[str, Callable[[list[Document]], str]] = {
     "accounting.json": accounting,
     "audit.json": audit,
     "attacks_*.json": attacks,
+    "accuracy_*.json": accuracy,
 }
 
 
