@@ -1,11 +1,15 @@
 """Figures from records, as inline SVG and PNG that follow the page's light or dark colours.
 
-Matplotlib draws with stand-in colours; in the SVG each becomes a CSS variable of the page.
+Matplotlib draws with stand-in colours; in the SVG each becomes a CSS variable of the page.  Where there is no
+page (a notebook, a file), `standalone` puts the page's colours in; `palette` and `style` give them to other
+figures.
 """
 
 import base64
 import contextlib
+import functools
 import html
+import importlib.resources
 import io
 import re
 import zlib
@@ -38,20 +42,64 @@ def label(variant: str) -> str:
     return known.get(variant, variant.replace("_", " "))
 
 
-def epsilon_over_steps(records: Sequence[Mapping]) -> str:
-    """The epsilon spent after each step: private variants only."""
+@functools.cache
+def _page_colours() -> dict[str, str]:
+    """The CSS variables of the light page."""
+    style = importlib.resources.files("jaxdp").joinpath("report.css").read_text(encoding="utf-8")
+    light = style[style.index(":root {") : style.index("}")]
+    return dict(re.findall(r"(--[\w-]+): (#[0-9a-f]{6});", light))
+
+
+def palette(names: Sequence[str]) -> dict[str, str]:
+    """The colour of each variant on the light page, as Matplotlib takes it.
+
+    >>> palette(["fixed", "linear"])
+    {'fixed': '#1b5fc1', 'linear': '#c2580a'}
+    """
+    return {name: _page_colours()[variable] for name, variable in colours(names).items()}
+
+
+def style() -> dict[str, Any]:
+    """Matplotlib settings that make figures look like those of the page: `plt.rcParams.update(style())`."""
+    from cycler import cycler
+
+    page = _page_colours()
+    background = dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), page["--paper"])
+    series = cycler(color=[page[f"--s{index}"] for index in range(SERIES)])
+    plain = {"legend.frameon": False, "axes.titlesize": 10.5, "axes.prop_cycle": series}
+    return {**_settings(page["--ink"], page["--grid"]), **background, **plain}
+
+
+def standalone(svg: str) -> str:
+    """A figure with the light page's colours and background inside: for a notebook, or a file of its own."""
+    box = re.search(r'<svg viewBox="([^"]*)"', svg)
+    if box is None:
+        raise ValueError(f"svg={svg[:40]!r}: not a figure of this module")
+    _, _, width, height = box[1].split()
+    page = _page_colours()
+    namespaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+    head = (
+        f'<svg {namespaces} width="{width}pt" height="{height}pt" '
+        f'style="background: {page["--paper"]}; font-family: sans-serif"'
+    )
+    return re.sub(r"var\((--[\w-]+)\)", lambda found: page[found[1]], svg.replace("<svg", head, 1))
+
+
+def epsilon_over_steps(records: Sequence[Mapping], *, legend: bool = False) -> str:
+    """The epsilon spent after each step: private variants only; `legend` names them beside the axes."""
     private = [run for run in of_kind(records, "train") if run["privacy"]["private"]]
-    return _curves(records, private, "epsilon", "ε spent", _first)
+    return _curves(records, private, "epsilon", "ε spent", _first, legend)
 
 
-def sigma_over_steps(records: Sequence[Mapping]) -> str:
+def sigma_over_steps(records: Sequence[Mapping], *, legend: bool = False) -> str:
     """The noise multiplier at each step."""
-    return _curves(records, of_kind(records, "train"), "noise_multiplier", "noise multiplier σ(t)", _first)
+    noise = "noise multiplier σ(t)"
+    return _curves(records, of_kind(records, "train"), "noise_multiplier", noise, _first, legend)
 
 
-def accuracy_over_steps(records: Sequence[Mapping]) -> str:
+def accuracy_over_steps(records: Sequence[Mapping], *, legend: bool = False) -> str:
     """Test accuracy along training, mean over seeds; the band is their standard deviation."""
-    return _curves(records, of_kind(records, "train"), "test_accuracy", "test accuracy", _mean)
+    return _curves(records, of_kind(records, "train"), "test_accuracy", "test accuracy", _mean, legend)
 
 
 def _first(curves):
@@ -63,10 +111,10 @@ def _mean(curves):
     return np.mean(curves, axis=0), spread
 
 
-def _curves(records, runs, name: str, ylabel: str, reduce: Callable) -> str:
+def _curves(records, runs, name: str, ylabel: str, reduce: Callable, legend: bool) -> str:
     names = variants(records)
-    palette = colours(names)
-    with _figure() as (figure, axes, painted):
+    variables = colours(names)
+    with _figure(width=5.6 if legend else 4.1) as (figure, axes, painted):
         drawn = 0
         for variant in names:
             own = [run["curves"] for run in runs if run["variant"] == variant]
@@ -77,9 +125,11 @@ def _curves(records, runs, name: str, ylabel: str, reduce: Callable) -> str:
             steps = np.asarray(own[0]["step"])
             values, spread = reduce(np.array([curves[name] for curves in own], np.float64))
             seen = np.isfinite(values)
-            colour = painted(palette[variant])
-            style = _SPECIAL[variant][1] if variant in _SPECIAL else "-"
-            axes.plot(steps[seen], values[seen], color=colour, linestyle=style, linewidth=1.8)
+            colour = painted(variables[variant])
+            line = _SPECIAL[variant][1] if variant in _SPECIAL else "-"
+            axes.plot(
+                steps[seen], values[seen], color=colour, linestyle=line, linewidth=1.8, label=label(variant)
+            )
             if spread is not None:
                 low, high = (values - spread)[seen], (values + spread)[seen]
                 axes.fill_between(steps[seen], low, high, color=colour, alpha=0.13, linewidth=0)
@@ -88,6 +138,8 @@ def _curves(records, runs, name: str, ylabel: str, reduce: Callable) -> str:
             return ""
         axes.set_xlabel("step")
         axes.set_ylabel(ylabel)
+        if legend:
+            figure.legend(loc="outside right upper", frameon=False)
         return _svg(figure, painted, f"{ylabel} over steps, a line a variant")
 
 
@@ -135,21 +187,25 @@ class _Painted:
         return self.used.setdefault(variable, _MARK.format(0x10 + len(self.used)))
 
 
+def _settings(ink: str, grid: str) -> dict[str, Any]:
+    """How all figures look."""
+    return {
+        "svg.fonttype": "none", "svg.hashsalt": "jaxdp", "font.size": 9.5, "font.family": "sans-serif",
+        "text.color": ink, "axes.labelcolor": ink, "xtick.color": ink, "ytick.color": ink,
+        "axes.edgecolor": grid, "grid.color": grid, "axes.grid": True, "axes.spines.top": False,
+        "axes.spines.right": False, "grid.linewidth": 0.7, "axes.axisbelow": True,
+    }  # fmt: skip
+
+
 @contextlib.contextmanager
-def _figure(panels: int = 1):
+def _figure(panels: int = 1, width: float = 4.1):
     """A figure, its axes and its colours."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
     painted = _Painted()
-    settings = {
-        "svg.fonttype": "none", "svg.hashsalt": "jaxdp", "font.size": 9.5, "font.family": "sans-serif",
-        "text.color": _INK, "axes.labelcolor": _INK, "xtick.color": _INK, "ytick.color": _INK,
-        "axes.edgecolor": _GRID, "grid.color": _GRID, "axes.grid": True, "axes.spines.top": False,
-        "axes.spines.right": False, "grid.linewidth": 0.7, "axes.axisbelow": True,
-    }  # fmt: skip
-    with mpl.rc_context(settings):
-        figure = Figure(figsize=(4.1, 2.8 if panels == 1 else 4.0), layout="constrained")
+    with mpl.rc_context(_settings(_INK, _GRID)):
+        figure = Figure(figsize=(width, 2.8 if panels == 1 else 4.0), layout="constrained")
         axes: Any = figure.subplots(panels, 1, sharex=True)
         for one in np.atleast_1d(axes):
             one.tick_params(which="both", length=0)

@@ -4,8 +4,16 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping
 
+import numpy as np
+
 from jaxdp import schedules
+from jaxdp.clipping import Clipper
 from jaxdp.ledger import Entry, Ledger, Sampling, run_lengths
+from jaxdp.sampling import Sampler
+
+
+def _any_noise(noise_multipliers: np.ndarray) -> None:
+    """Refuses nothing."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -21,6 +29,7 @@ class Plan:
       noise_ratio: effective over nominal noise multiplier: noise scale over L2 sensitivity, 1 for flat
         clipping, 1/sqrt(L) for per-layer clipping as published.
       mechanism, charged, private, reasons, seed: as in `jaxdp.ledger.Entry`.
+      check: refuses nominal noise multipliers that the clipping cannot work with.
     """
 
     schedule: str | Callable = "fixed"
@@ -34,6 +43,63 @@ class Plan:
     private: bool = True
     reasons: tuple[str, ...] = ()
     seed: str = "entropy"
+    check: Callable[[np.ndarray], None] = _any_noise
+
+    @classmethod
+    def of(
+        cls,
+        clipper: Clipper,
+        noise_multiplier: float | schedules.Schedule | None,
+        sampler: Sampler,
+        *,
+        steps: int,
+        seed: str = "entropy",
+    ) -> "Plan":
+        """The plan of a run of `privatize(clipper, noise_multiplier, ...)` on batches of `sampler`.
+
+        Made of the objects that clip, draw noise and draw batches, so that what is accounted for is what is
+        done.
+
+        Args:
+          clipper: from `jaxdp.clipping`; the plan of one that is not private has no epsilon.
+          noise_multiplier: sigma or its schedule; None, which `privatize` takes too, has no plan.
+          sampler: from `jaxdp.sampling`.
+          steps: length of the run.
+          seed: `entropy`, or `given` where `privatize` is given a key.
+
+        Raises:
+          ValueError: no noise, noise that is chosen during the run, or steps that are refused.
+
+        >>> import jaxdp
+        >>> from jaxdp import accounting
+        >>> sampler = jaxdp.sampling.poisson(60_000, 0.01, steps=10_000)
+        >>> plan = Plan.of(jaxdp.clipping.flat(4.0), 6.0, sampler, steps=10_000)
+        >>> spent = accounting.epsilon(
+        ...     plan.ledger(), delta=1e-5, adjacency="add_or_remove_one", accountant="rdp"
+        ... )
+        >>> round(spent.value, 4)
+        0.6592
+        """
+        if noise_multiplier is None:
+            raise ValueError(
+                "noise_multiplier=None: is chosen during the run, which no plan foresees; see jaxdp.filters"
+            )
+        if not callable(noise_multiplier):
+            if not noise_multiplier > 0:
+                raise ValueError(f"noise_multiplier={noise_multiplier}: no epsilon to plan without noise")
+            noise_multiplier = schedules.constant(noise_multiplier)
+        return cls(
+            schedule=noise_multiplier,
+            steps=steps,
+            sampling=sampler.accounted,
+            noise_ratio=clipper.noise_to_sensitivity,
+            mechanism=clipper.name,
+            charged=clipper.charged,
+            private=clipper.private,
+            reasons=() if clipper.private else (clipper.reason,),
+            seed=seed,
+            check=clipper.check,
+        )
 
     def __post_init__(self):
         if isinstance(self.steps, bool) or self.steps != int(self.steps) or self.steps < 1:
@@ -55,8 +121,14 @@ class Plan:
         return schedule if self.scale == 1 else schedules.scaled(schedule, self.scale)
 
     def ledger(self) -> Ledger:
-        """What the run will have spent, from the function that scales the noise."""
-        sigmas = self.noise_ratio * schedules.values(self.function(), self.steps)
+        """What the run will have spent, from the function that scales the noise.
+
+        Raises:
+          ValueError: noise multipliers that `check` refuses.
+        """
+        nominal = schedules.values(self.function(), self.steps)
+        self.check(nominal)
+        sigmas = self.noise_ratio * nominal
         entry = Entry(
             start=0,
             stop=self.steps,

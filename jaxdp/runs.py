@@ -17,7 +17,7 @@ from jaxtyping import PyTree
 
 from jaxdp import accounting, calibration, checkpoints, data, filters, ledger, training
 from jaxdp.data import Dataset
-from jaxdp.ledger import Entry, Filter, Ledger, Sampling
+from jaxdp.ledger import Entry, Filter, Ledger
 from jaxdp.privatize import accounted_noise_multipliers
 from jaxdp.train_config import TrainConfig
 from jaxdp.training import Diagnostics, Run, TrainState
@@ -97,16 +97,6 @@ def _reasons(config: TrainConfig, run: Run) -> tuple[str, ...]:
     return reasons
 
 
-def _sampling(run: Run) -> Sampling:
-    """How the run's batches are accounted for."""
-    sampler = run.sampler
-    return Sampling(
-        kind=sampler.kind,
-        rate=float(sampler.sampling_rate),
-        steps_per_epoch=sampler.steps_per_epoch if sampler.kind == "shuffled" else None,
-    )
-
-
 def entry(run: Run, start: int, stop: int, state: TrainState | None = None) -> Entry:
     """The ledger's entry for the steps `start .. stop - 1` of a run.
 
@@ -130,7 +120,7 @@ def entry(run: Run, start: int, stop: int, state: TrainState | None = None) -> E
         start=start,
         stop=stop,
         noise_multipliers=ledger.run_lengths(sigmas),
-        sampling=_sampling(run),
+        sampling=run.sampler.accounted,
         mechanism=config.clipping,
         charged="" if run.clipper is None else run.clipper.charged,
         private=not reasons,
@@ -151,7 +141,7 @@ def resolved(config: TrainConfig, dataset: Dataset | None = None) -> TrainConfig
     plan = calibration.Plan(
         schedule=run.noise_multiplier,
         steps=config.steps,
-        sampling=_sampling(run),
+        sampling=run.sampler.accounted,
         noise_ratio=run.clipper.noise_to_sensitivity,
     )
     calibrated = calibration.calibrate(

@@ -18,6 +18,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
+from jaxdp.ledger import Sampling
+
 KINDS = ("poisson", "shuffled", "full")
 OVERFLOW_PROBABILITY = 1e-9
 
@@ -62,6 +64,15 @@ class Sampler:
     def sampling_rate(self) -> float:
         """q, the share of the data in an average batch."""
         return self.expected_batch_size / self.examples
+
+    @property
+    def accounted(self) -> Sampling:
+        """What the accountant is told of these batches."""
+        return Sampling(
+            kind=self.kind,
+            rate=float(self.sampling_rate),
+            steps_per_epoch=self.steps_per_epoch if self.kind == "shuffled" else None,
+        )
 
 
 def physical_size(examples: int, sampling_rate: float, steps: int) -> int:

@@ -7,7 +7,7 @@ import dp_accounting as dp
 import numpy as np
 import pytest
 
-from jaxdp import accounting, calibration, ledger, pld, rdp, schedules
+from jaxdp import accounting, adaptive_clipping, calibration, clipping, ledger, pld, rdp, sampling, schedules
 from jaxdp.calibration import Plan
 from jaxdp.ledger import Entry, Ledger, Sampling, run_lengths
 
@@ -27,6 +27,34 @@ def fixed():
 @pytest.fixture(scope="module")
 def linear():
     return plan("linear").ledger()
+
+
+def test_the_plan_of_a_run_is_the_plan_of_its_parts():
+    sampler = sampling.poisson(60_000, 0.01, steps=100)
+    made = Plan.of(clipping.flat(4.0), schedules.linear(100), sampler, steps=100)
+    assert made.ledger() == plan("linear", steps=100).ledger()
+    constant = Plan.of(clipping.flat(4.0), 6.0, sampler, steps=100, seed="given").ledger()
+    assert constant == plan(steps=100, seed="given").ledger()
+
+
+def test_the_plan_of_a_run_charges_for_the_sensitivity_that_the_clipper_has():
+    sampler = sampling.shuffled(300, 100)
+    published = clipping.per_layer_published(1.0, layers=4)
+    (entry,) = Plan.of(published, 6.0, sampler, steps=3).ledger().entries
+    assert entry.noise_multipliers == ((3.0, 3),) and entry.mechanism == published.name
+    assert entry.sampling == Sampling(kind="shuffled", rate=1 / 3, steps_per_epoch=3)
+    not_private = Plan.of(clipping.l2_max(), 6.0, sampler, steps=3).ledger()
+    assert not_private.reasons == (clipping.l2_max().reason,)
+
+
+def test_the_plan_of_a_run_refuses_noise_that_is_none_or_too_much_for_the_count():
+    sampler = sampling.full(300)
+    for sigma in (0.0, -1.0, None, math.nan):
+        with pytest.raises(ValueError, match="noise_multiplier="):
+            Plan.of(clipping.flat(1.0), sigma, sampler, steps=3)
+    counted = adaptive_clipping.quantile(1.0, expected_batch_size=300, count_noise=2.0)
+    with pytest.raises(ValueError, match="step=0"):
+        Plan.of(counted, counted.noise_multiplier_limit, sampler, steps=3).ledger()
 
 
 def old_conversion(run):

@@ -4,7 +4,9 @@ import base64
 import html.parser
 import io
 import re
+import xml.dom.minidom
 
+import matplotlib as mpl
 import numpy as np
 import pytest
 import synthetic_records as synthetic
@@ -99,6 +101,24 @@ def test_figures_draw_what_the_records_hold(records):
         assert painted == (figure is not figures.epsilon_over_steps)  # no epsilon of l2-max is drawn
     noise = figures.success_over_noise(records)
     assert "mean image" in noise and "var(--s0)" in noise
+
+
+def test_a_figure_of_its_own_names_its_lines_and_needs_no_page(records):
+    svg = figures.standalone(figures.epsilon_over_steps(records, legend=True))
+    root = xml.dom.minidom.parseString(svg).documentElement
+    assert root.tagName == "svg" and root.getAttribute("width").endswith("pt") and "var(" not in svg
+    colours = figures.palette(tables.variants(records))
+    assert colours["fixed"] in svg and colours["l2_max"] not in svg
+    assert len(set(colours.values())) == len(colours)
+    assert figures.label("quarter_cosine") in svg
+    with pytest.raises(ValueError, match="svg="):
+        figures.standalone("")
+
+
+def test_the_style_is_one_that_matplotlib_takes():
+    with mpl.rc_context(figures.style()):
+        colours = mpl.rcParams["axes.prop_cycle"].by_key()["color"]
+    assert colours[:2] == list(figures.palette(["fixed", "linear"]).values())
 
 
 def test_a_figure_without_data_is_left_out():
