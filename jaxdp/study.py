@@ -57,7 +57,7 @@ class Setup:
 
 SETUPS = {
     "digits": Setup(
-        model="lenet", activation="tanh", image_size=16, sampling_rate=0.05, steps=200, attacked=True
+        model="lenet", activation="tanh", image_size=16, sampling_rate=0.05, steps=100, attacked=True
     ),
     "breast_cancer": Setup(model="logistic", sampling_rate=0.1, steps=200),
     "adult": Setup(model="logistic", sampling_rate=0.01, steps=300),
