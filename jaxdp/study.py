@@ -1,14 +1,14 @@
 """Do dynamic privacy parameters protect better at equal privacy, and what do they cost: the runs of the study.
 
-Each data set is trained with every variant at every epsilon.  The learning rate is chosen for each of them from
-one grid, with as many runs for each, on a validation split that is taken from the training data and trained on
-by nobody; then it is trained from several seeds and tested.  Each run leaves a record file, whole or not at all, and
-a study that goes on skips what it finds.  Runs that differ in seeds, learning rate or epsilon share one compiled
-program.
+Each data set is trained with every variant at every epsilon.  The learning rate is chosen for each of them
+from one grid, with as many runs for each, on a validation split that is taken from the training data and
+trained on by nobody; then it is trained from several seeds and tested.  Each run leaves a record file, whole
+or not at all, and a study that goes on skips what it finds.  Runs that differ in seeds, learning rate or
+epsilon share one compiled program.
 
 At one epsilon the fixed schedule and the constant that matches a dynamic one are the same run.  So matched
-constants belong to the published comparison, whose variants spend different epsilons: `published_X` is the schedule
-X as published, `matched_X` the constant that spends what X spends.
+constants belong to the published comparison, whose variants spend different epsilons: `published_X` is the
+schedule X as published, `matched_X` the constant that spends what X spends.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import PyTree
 
-from jaxdp import calibration, data, models, recording, results, runs, schedules, training
+from jaxdp import calibration, data, recording, results, runs, schedules, training
 from jaxdp.data import Dataset
 from jaxdp.data.dataset import stratified_split
 from jaxdp.runs import TrainResult
@@ -60,9 +60,9 @@ SETUPS = {
         model="lenet", activation="tanh", image_size=16, sampling_rate=0.05, steps=100, attacked=True
     ),
     "breast_cancer": Setup(model="logistic", sampling_rate=0.1, steps=200),
-    "adult": Setup(model="logistic", sampling_rate=0.01, steps=300),
-    "mnist": Setup(model="logistic", sampling_rate=0.01, steps=300, published=True),
-    "fashion_mnist": Setup(model="logistic", sampling_rate=0.01, steps=300),
+    "adult": Setup(model="logistic", sampling_rate=0.01, steps=150),
+    "mnist": Setup(model="logistic", sampling_rate=0.01, steps=150, published=True),
+    "fashion_mnist": Setup(model="logistic", sampling_rate=0.01, steps=150),
 }
 
 
@@ -183,7 +183,9 @@ class Workshop:
 
     @functools.cached_property
     def _validate(self) -> Callable[[PyTree], Any]:
-        model = training.make_model(TrainConfig(model=self.setup.model, activation=self.setup.activation), self.dataset)
+        model = training.make_model(
+            TrainConfig(model=self.setup.model, activation=self.setup.activation), self.dataset
+        )
         return training.evaluator(model, self._splits[1])
 
     def _resolved(self, config: TrainConfig) -> TrainConfig:
@@ -204,8 +206,12 @@ class Workshop:
         return runs.train(config, run=self._programs[key], observer=observer)
 
     def record(self, trial: Trial) -> dict[str, Any]:
-        """The record of a trial: what its file holds, if that is of the same configuration; else trained now."""
-        path, wanted = self.folder / trial.file, results.plain(dataclasses.asdict(settings(self.name, self.setup, trial)))
+        """The record of a trial: what its file holds, if that is of the same configuration; else trained "
+        "now."""
+        path, wanted = (
+            self.folder / trial.file,
+            results.plain(dataclasses.asdict(settings(self.name, self.setup, trial))),
+        )
         if path.exists():
             found = results.read(path)
             if found.get("settings") == wanted:
@@ -239,7 +245,9 @@ def workshops(config: StudyConfig, folder: pathlib.Path) -> Iterator[Workshop]:
     """One for each data set."""
     for name in config.data:
         setup = SETUPS[name]
-        yield Workshop(name, setup if config.steps is None else dataclasses.replace(setup, steps=config.steps), folder)
+        yield Workshop(
+            name, setup if config.steps is None else dataclasses.replace(setup, steps=config.steps), folder
+        )
 
 
 def train(config: StudyConfig, folder: pathlib.Path, log: Callable[[str], Any] = print) -> None:

@@ -260,6 +260,7 @@ def _private_step(run_parts, sampler, clipper, sigma):
         scaled = None if sigma is None else (lambda step: given.scale * sigma(step))
         private = privatize(clipper, scaled, sampler.expected_batch_size)
         return optax.chain(private, optimizer(given.learning_rate))
+
     gradient = clipped_gradients(loss_fn, clipper, microbatch_size=microbatch_size)
 
     def gradients_of(params, opt_state, batch, mask):
