@@ -90,10 +90,9 @@ def claims(runs, attacks, published: Sequence[Row]) -> list[str]:
         if every:
             lines.append(
                 f"Accuracy of {words} against fixed parameters at equal epsilon, over data sets and "
-                f"epsilons: better "
-                f"in {len(v['better'])} of {len(every)} comparisons, worse in {len(v['worse'])}, undecided "
-                f"in {len(v['undecided'])} (intervals that exclude 0, not corrected for their number); mean "
-                f"difference {100 * np.mean(every):+.2f} points."
+                f"epsilons: better in {len(v['better'])} of {len(every)} comparisons, worse in "
+                f"{len(v['worse'])}, undecided in {len(v['undecided'])} (intervals that exclude 0, not "
+                f"corrected for their number); mean difference {100 * np.mean(every):+.2f} points."
             )
     lines += _of_adversary(attacks)
     as_published = {row["schedule"]: row for row in published if row["at"] == "as published"}
@@ -104,9 +103,9 @@ def claims(runs, attacks, published: Sequence[Row]) -> list[str]:
         lines.append(
             f"As published the dynamic schedules spend epsilon {_span(r['epsilon'] for r in others)} "
             f"against {fixed['epsilon']:.3f} of the fixed one, since they add more noise: as much as a "
-            f"constant sigma of {_span((r['matched_constant'] for r in others), 2)} against {fixed['matched_constant']:.2f}. "
-            f"At equal epsilon the reconstruction bound of the whole run is {_span(bounds)} against "
-            f"{equal['fixed']['bound']:.3f}."
+            f"constant sigma of {_span((r['matched_constant'] for r in others), 2)} against "
+            f"{fixed['matched_constant']:.2f}. At equal epsilon the reconstruction bound of the whole run "
+            f"is {_span(bounds)} against {equal['fixed']['bound']:.3f}."
         )
     return lines
 
@@ -138,14 +137,14 @@ def _of_adversary(attacks) -> list[str]:
             words = f"{stage} in the run" if stage else "over the whole run"
             lines.append(
                 f"The informed adversary against the dynamic schedules, {words}: less often right than "
-                f"against the fixed one in {below} of {below + above + same} comparisons at equal epsilon, more often in "
-                f"{above}, intervals overlap in {same}."
+                f"against the fixed one in {below} of {below + above + same} comparisons at equal "
+                f"epsilon, more often in {above}, intervals overlap in {same}."
             )
     over = [r for r in rows if r["bound"] is not None and share(r).low > r["bound"]]
     bounded = [r for r in rows if r["bound"] is not None]
     if bounded:
         lines.append(
             f"{len(over)} of {len(bounded)} measured success rates lie above their reconstruction bound "
-            f"(whole interval)."
+            "(whole interval)."
         )
     return lines
