@@ -56,9 +56,7 @@ class Setup:
 
 
 SETUPS = {
-    "digits": Setup(
-        model="lenet", activation="tanh", image_size=16, sampling_rate=0.05, steps=100, attacked=True
-    ),
+    "digits": Setup(model="mlp", sampling_rate=0.05, steps=100, attacked=True),
     "breast_cancer": Setup(model="logistic", sampling_rate=0.1, steps=200),
     "adult": Setup(model="logistic", sampling_rate=0.01, steps=150),
     "mnist": Setup(model="logistic", sampling_rate=0.01, steps=150, published=True),

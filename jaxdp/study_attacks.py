@@ -54,9 +54,9 @@ class AttackConfig:
     """Images in the leaked batch gradient."""
     image_epsilon: float = 2.0
     """The runs whose images are attacked."""
-    levels: tuple[float, ...] = (0.3, 1.0)
+    levels: tuple[float, ...] = (0.3,)
     """Norm of the noise of the fixed variant over the clip bound, in the image attack."""
-    iterations: int = 300
+    iterations: int = 150
     """Of each image attack."""
     exact_variants: tuple[str, ...] = ("fixed", "linear")
     """Variants whose gradients are also attacked before any noise."""
