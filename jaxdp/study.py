@@ -201,7 +201,8 @@ class Workshop:
         key = training.program(config)
         if key not in self._programs:
             self._programs[key] = training.build(config, dataset=self.dataset)
-        return runs.train(config, run=self._programs[key], observer=observer)
+        run = self._programs[key] = self._programs[key].adjusted(config)
+        return runs.train(config, run=run, observer=observer)
 
     def record(self, trial: Trial) -> dict[str, Any]:
         """The record of a trial: what its file holds, if that is of the same configuration; else trained "

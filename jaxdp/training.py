@@ -145,10 +145,11 @@ class Run:
             other = [n for n in names if getattr(program(config), n) != getattr(program(self.config), n)]
             raise ValueError(f"{other[0]}={getattr(config, other[0])!r}: the run was compiled for another")
         given = adjustable(config)
+        same = config.scale == self.config.scale
         return dataclasses.replace(
             self,
             config=config,
-            noise_multiplier=noise_schedule(config),
+            noise_multiplier=self.noise_multiplier if same else noise_schedule(config),
             step=lambda state, train: self.adjustable_step(given, state, train),
             epoch=lambda state, train, stop: self.adjustable_epoch(given, state, train, stop),
         )
