@@ -9,6 +9,7 @@ from jaxdp.metrics import Interval, t_interval
 from jaxdp.study import PUBLISHED, SELECTION_SEED, SETUPS, VARIANTS
 from jaxdp.study_findings import (
     STAGES,
+    Claim,
     Row,
     accuracies,
     by_seed,
@@ -57,7 +58,7 @@ def write(records: pathlib.Path, costs: pathlib.Path, output: pathlib.Path) -> N
 
     parts = [
         _head(runs),
-        "## What the records say\n\n" + "".join(f"- {line}\n" for line in claims(runs, attacks, published)),
+        _says(claims(runs, attacks, published)),
         _setting(runs),
         _accuracy(
             runs, {name: where(path) for name, path in drawn.items()}, lambda n: where(records / n / RUNS)
@@ -87,6 +88,23 @@ def _head(runs) -> str:
         "Student's over seeds for accuracies, paired by seed for differences; Wilson's over victims for "
         "shares.\n"
     )
+
+
+def _says(made: Sequence[Claim]) -> str:
+    titles = {
+        True: "Speaks for dynamic parameters",
+        False: "Speaks against them, or explains their gain otherwise",
+        None: "Decides nothing",
+    }
+    parts = [
+        "## What the records say\n\n`Better`, `less often` and their opposites: the interval of the "
+        "paired difference excludes 0, or the two intervals are disjoint. They are not corrected for the "
+        "number of comparisons, one in forty of which falls on either side by chance.\n"
+    ]
+    for supports, title in titles.items():
+        lines = "".join(f"- {claim.sentence}\n" for claim in made if claim.supports is supports)
+        parts.append(f"**{title}.**\n\n{lines}" if lines else "")
+    return "\n".join(part for part in parts if part)
 
 
 def _setting(runs) -> str:

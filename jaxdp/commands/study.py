@@ -89,12 +89,12 @@ def _studied(config: Run) -> StudyConfig:
 
 
 def _attack(config: Attack) -> None:
-    from jaxdp import study, study_attacks
+    from jaxdp import study, study_attacks, study_published
 
     studied, settings = _studied(config), study_attacks.AttackConfig()
-    study_attacks.kept(config.output / "published.json", "published", study_attacks.published)
     for workshop in study.workshops(studied, config.output):
         if workshop.setup.attacked:
             study_attacks.attack(workshop, studied, settings)
             if config.images:
                 study_attacks.attack_images(workshop, studied, settings)
+    study_attacks.kept(config.output / "published.json", "published", study_published.published)
