@@ -74,7 +74,7 @@ class StudyConfig:
     """Variants; those as published are trained on mnist alone."""
     epsilons: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0, 8.0)
     """epsilon that every private variant spends."""
-    learning_rates: tuple[float, ...] = (0.125, 0.5, 2.0, 8.0)
+    learning_rates: tuple[float, ...] = (0.03125, 0.125, 0.5, 2.0, 8.0, 32.0)
     """The grid, the same for every variant."""
     seeds: int = 5
     """Runs reported of each variant and epsilon."""
