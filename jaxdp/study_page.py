@@ -1,28 +1,26 @@
 """The page of a study, Markdown with figures beside it, made from its collected files alone."""
 
-import json
 import pathlib
 from collections.abc import Sequence
 
 from jaxdp import figures, results
-from jaxdp.metrics import Interval, t_interval
-from jaxdp.study import PUBLISHED, SELECTION_SEED, SETUPS, VARIANTS
+from jaxdp.study import SELECTION_SEED, SETUPS, VARIANTS
 from jaxdp.study_findings import (
     STAGES,
     Claim,
     Row,
     accuracies,
     by_seed,
+    chosen_rates,
     claims,
     difference,
     reported,
     share,
 )  # fmt: skip
+from jaxdp.study_parts import FROM, cost, points, published_comparison
 from jaxdp.study_records import ATTACKS, RUNS, read
 from jaxdp.study_records import PUBLISHED as PUBLISHED_FILE
 from jaxdp.tables import markdown
-
-FROM = "From `{}`, by `jaxdp study report`."
 
 
 def write(records: pathlib.Path, costs: pathlib.Path, output: pathlib.Path) -> None:
@@ -65,18 +63,11 @@ def write(records: pathlib.Path, costs: pathlib.Path, output: pathlib.Path) -> N
         ),
         _adversary(attacks, lambda n: where(records / n / ATTACKS)),
         _images(attacks, lambda n: where(records / n / ATTACKS)),
-        _cost(costs),
-        _published(published, runs, where(records / PUBLISHED_FILE)),
+        cost(costs),
+        published_comparison(published, runs, where(records / PUBLISHED_FILE)),
         _missing(runs, attacks),
     ]
     results.write_text(output, "\n".join(part for part in parts if part))
-
-
-def _points(interval: Interval | None, sign: str = "") -> str:
-    if interval is None:
-        return "–"
-    low, middle, high = (100 * v for v in (interval.low, interval.estimate, interval.high))
-    return f"{middle:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]"
 
 
 def _head(runs) -> str:
@@ -147,12 +138,16 @@ def _accuracy(runs, drawn, where) -> str:
         parts.append(f"### {name}\n\nTest accuracy in percent. {FROM.format(where(name))}\n")
         header = ("variant", *(f"ε = {epsilon:g}" for epsilon in epsilons))
         body = [
-            (variant, *(_points(points.get(epsilon)) for epsilon in epsilons))
+            (variant, *(points(points.get(epsilon)) for epsilon in epsilons))
             for variant, points in found.items()
         ]
         parts.append(markdown(header, body))
         parts.append("Difference to `fixed` in points, paired by seed; bold where the interval excludes 0.\n")
         parts.append(markdown(header, [_differences(rows, v, epsilons) for v in found if v != "fixed"]))
+        parts.append(
+            "Learning rate chosen; in brackets where it is the smallest or largest of those tried.\n"
+        )
+        parts.append(markdown(header, _rates(rows, list(found), epsilons)))
         if name in drawn:
             parts.append(
                 f"![test accuracy over epsilon, {name}]({drawn[name]})\n\n{FROM.format(where(name))}\n"
@@ -160,12 +155,23 @@ def _accuracy(runs, drawn, where) -> str:
     return "\n".join(parts)
 
 
+def _rates(rows, variants: Sequence[str], epsilons: Sequence[float]) -> list[tuple[str, ...]]:
+    chosen = chosen_rates(rows)
+    ends = [end(row["learning_rate"] for row in rows) for end in (min, max)]
+
+    def shown(variant: str, epsilon: float) -> str:
+        rate = chosen.get((variant, None if variant == "non_private" else epsilon))
+        return "–" if rate is None else f"({rate:g})" if rate in ends else f"{rate:g}"
+
+    return [(variant, *(shown(variant, epsilon) for epsilon in epsilons)) for variant in variants]
+
+
 def _differences(rows, variant: str, epsilons: Sequence[float]) -> tuple[str, ...]:
     shown = []
     for epsilon in epsilons:
         own = (variant, None if variant == "non_private" else epsilon)
         d = difference(rows, own, ("fixed", epsilon))
-        text = _points(d, "+")
+        text = points(d, "+")
         shown.append(f"**{text}**" if d is not None and (d.low > 0 or d.high < 0) else text)
     return (variant, *shown)
 
@@ -237,82 +243,6 @@ def _image_cell(row: Row | None) -> str:
         return "–"
     found = share(row)
     return f"{100 * found.estimate:.0f} [{100 * found.low:.0f}, {100 * found.high:.0f}], {row['rmse']:.3f}"
-
-
-def _cost(costs: pathlib.Path) -> str:
-    parts = ["## (d) Cost\n"]
-    dynamic, memory = sorted(costs.glob("dynamic_*.json")), sorted(costs.glob("memory_*.json"))
-    for path in dynamic:
-        rows = [
-            (r["model"], r["kind"], r["schedule"], f"{r['ratio_to_fixed']['median']:.4f}", r["compilations"])
-            for r in json.loads(path.read_text())["records"]
-        ]
-        parts.append(
-            f"Time over that of the fixed schedule. From `records/{path.name}`, by `jaxdp study report`.\n"
-        )
-        parts.append(markdown(("model", "what", "schedule", "of fixed", "compilations"), rows))
-    for path in memory:
-        parts.append(f"Memory: `records/{path.name}`, shown in [README.md](README.md).\n")
-    for name, paths in (("dynamic", dynamic), ("memory", memory)):
-        if not paths:
-            parts.append(
-                f"There is no record of `python -m benchmarks {name}` yet, so this page says nothing of it.\n"
-            )
-    return "\n".join(parts)
-
-
-def _published(rows: Sequence[Row], runs, source: str) -> str:
-    if not rows:
-        return ""
-    header = (
-        "schedule",
-        "compared",
-        "sigma",
-        "epsilon",
-        "matched constant",
-        "bound, run",
-        "first tenth",
-        "last tenth",
-    )
-    body = [
-        (
-            r["schedule"], r["at"], f"{r['start']:.2f} to {r['end']:.2f}", f"{r['epsilon']:.4f}",
-            f"{r['matched_constant']:.3f}", *(f"{r[name]:.3f}" for name in ("bound", "first", "last")),
-        )
-        for r in rows
-    ]  # fmt: skip
-    one = rows[0]
-    parts = [
-        "## (e) The published comparison\n",
-        f"Sigma 6 against 15 to 4.85, q = {one['sampling_rate']:g}, {one['steps']:,} steps, delta = "
-        f"{one['delta']:g}, {one['accountant']} accountant, {one['adjacency']}: the variants do not spend "
-        f"the same. `bound` is the largest success of guessing among {round(1 / one['prior'])} candidates "
-        f"from the released sums. {FROM.format(source)}\n",
-        markdown(header, body),
-    ]
-    for name, (_, found) in runs.items():
-        cells = by_seed(found)
-        if any(variant in PUBLISHED for variant, _ in cells):
-            parts.append(_trained_as_published(name, found, cells))
-    return "\n".join(parts)
-
-
-def _trained_as_published(name: str, found, cells) -> str:
-    spent = {row["variant"]: row["epsilon"] for row in reported(found)}
-    body = []
-    for variant in (v for v in PUBLISHED if (v, None) in cells):
-        matched = f"matched_{variant.removeprefix('published_')}"
-        gain = (
-            difference(found, (variant, None), (matched, None)) if variant.startswith("published_") else None
-        )
-        accuracy = _points(t_interval(list(cells[variant, None].values())))
-        body.append((variant, f"{spent[variant]:.4f}", accuracy, _points(gain, "+")))
-    return (
-        f"Trained on {name} with these sigmas over this study's steps: `published_X` as published, "
-        "`matched_X` the constant that spends what X spends. "
-        f"{FROM.format(f'experiments/{name}/{RUNS}')}\n\n"
-        + markdown(("variant", "epsilon", "test accuracy, %", "over its matched constant"), body)
-    )
 
 
 def _missing(runs, attacks) -> str:
