@@ -132,14 +132,13 @@ def _accuracy(runs, drawn, where) -> str:
     parts = ["## (a) Accuracy at equal epsilon\n"]
     for name, (_, rows) in runs.items():
         found = accuracies(rows)
-        epsilons = sorted({epsilon for points in found.values() for epsilon in points})
+        epsilons = sorted({epsilon for own in found.values() for epsilon in own})
         if not epsilons:
             continue
         parts.append(f"### {name}\n\nTest accuracy in percent. {FROM.format(where(name))}\n")
         header = ("variant", *(f"ε = {epsilon:g}" for epsilon in epsilons))
         body = [
-            (variant, *(points(points.get(epsilon)) for epsilon in epsilons))
-            for variant, points in found.items()
+            (variant, *(points(own.get(epsilon)) for epsilon in epsilons)) for variant, own in found.items()
         ]
         parts.append(markdown(header, body))
         parts.append("Difference to `fixed` in points, paired by seed; bold where the interval excludes 0.\n")
