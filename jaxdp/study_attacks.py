@@ -171,16 +171,11 @@ def informed(
                 for s in range(sets)
             ]
         )  # fmt: skip
-        bound = None
+        bound = of_one_step = None
         if path.result.ledger.private:
-            bound = reconstruction.bound(
-                path.result.ledger,
-                PRIOR,
-                adjacency=adjacency,
-                start=start,
-                stop=stop,
-                amplified=stage is None,
-            )
+            of = functools.partial(reconstruction.bound, path.result.ledger, PRIOR, adjacency=adjacency)
+            bound = of(start=start, stop=stop, amplified=stage is None)
+            of_one_step = of(start=start, stop=start + 1, amplified=stage is None)
         found.append(
             results.attack_record(
                 variant=variant, seed=0, config={"data": workshop.name, "epsilon": epsilon}, stage=stage,
@@ -190,7 +185,7 @@ def informed(
                 + ("in every batch" if stage else "drawn at the sampling rate"),
                 metrics={
                     "victims": hits.size, "success": metrics.success_rate(hits), "rmse": None,
-                    "rmse_mean_image": None, "iterations": None, "bound": bound, "chance": PRIOR,
+                    "rmse_mean_image": None, "iterations": None, "bound": bound, "bound_of_one_step": of_one_step, "chance": PRIOR,
                 },
             )
         )  # fmt: skip

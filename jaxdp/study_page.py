@@ -186,6 +186,10 @@ def _adversary(attacks, where) -> str:
                 body.append((variant, *cells))
             parts.append(f"### {name}, ε = {epsilon:g}\n\n{FROM.format(where(name))}\n")
             parts.append(markdown(("variant", "early", "middle", "late", "whole run"), body))
+            parts.append(f"Bound of one step. {FROM.format(where(name))}\n")
+            parts.append(
+                markdown(("variant", "early", "middle", "late", "whole run"), _of_one_step(rows, epsilon))
+            )
     if not parts:
         return ""
     text = (
@@ -195,8 +199,8 @@ def _adversary(attacks, where) -> str:
         "Share of right answers in percent (chance: 10) with its interval over trials; after the slash "
         "the bound that no attack passes, in percent. Early, middle and late: a tenth of the run's "
         "steps, the example known to be in every batch. Whole run: all steps, the example drawn at the "
-        "sampling rate. The bound of early, middle and late over a single step moves the same way, since "
-        "it depends on sigma alone. `l2_max` has no bound.\n"
+        "sampling rate. `l2_max` has no bound. The table after it has the bound of the first step alone of "
+        "each of these, in percent.\n"
     )
     return "\n".join([text, *parts])
 
@@ -208,6 +212,12 @@ def _with_bound(rows, variant, epsilon, stage) -> str:
     bound = "no bound" if own[0]["bound"] is None else f"{100 * own[0]['bound']:.1f}"
     found = share(own[0])
     return f"{100 * found.estimate:.0f} [{100 * found.low:.0f}, {100 * found.high:.0f}] / {bound}"
+
+
+def _of_one_step(rows, epsilon) -> list[tuple[str, ...]]:
+    bounds = {(r["variant"], r["stage"]): r["bound_of_one_step"] for r in rows if r["target"] == epsilon}
+    named = dict.fromkeys(variant for variant in VARIANTS if bounds.get((variant, None)) is not None)
+    return [(variant, *(f"{100 * bounds[variant, stage]:.1f}" for stage in STAGES)) for variant in named]
 
 
 def _images(attacks, where) -> str:

@@ -13,7 +13,16 @@ from jaxdp import results
 
 RUNS, ATTACKS, PUBLISHED = "runs.jsonl", "attacks.jsonl", "published.jsonl"
 SELECTION = "The learning rate was chosen on held-out private examples: epsilon does not cover that choice."
-_OF_ATTACK = ("victims", "success", "rmse", "rmse_mean_image", "labels", "bound", "level")
+_OF_ATTACK = (
+    "victims",
+    "success",
+    "rmse",
+    "rmse_mean_image",
+    "labels",
+    "bound",
+    "bound_of_one_step",
+    "level",
+)
 _DIFFERS = {
     *("schedule", "noise_multiplier", "scale", "target_epsilon", "clipping", "l2_norm_clip"),
     *("l2_norm_clip_end", "learning_rate", "seed", "noise_seed"),
