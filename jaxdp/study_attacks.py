@@ -185,7 +185,8 @@ def informed(
                 + ("in every batch" if stage else "drawn at the sampling rate"),
                 metrics={
                     "victims": hits.size, "success": metrics.success_rate(hits), "rmse": None,
-                    "rmse_mean_image": None, "iterations": None, "bound": bound, "bound_of_one_step": of_one_step, "chance": PRIOR,
+                    "rmse_mean_image": None, "iterations": None, "bound": bound,
+                    "bound_of_one_step": of_one_step, "chance": PRIOR,
                 },
             )
         )  # fmt: skip

@@ -14,13 +14,16 @@ STAGES = ("early", "middle", "late", None)
 
 
 def chosen_rates(rows: Iterable[Row]) -> dict[tuple[str, float | None], float]:
-    """(variant, epsilon) -> the learning rate with the best validation accuracy; of equals the smallest."""
-    best: dict[tuple[str, float | None], tuple[float, float]] = {}
+    """(variant, epsilon) -> the learning rate with the best mean validation accuracy; of equals the smallest."""
+    measured: dict[tuple[str, float | None], dict[float, list[float]]] = {}
     for row in rows:
-        if row["seed"] == SELECTION_SEED:
-            key, candidate = _key(row), (row["validation_accuracy"], -row["learning_rate"])
-            best[key] = max(best.get(key, candidate), candidate)
-    return {key: -negative for key, (_, negative) in best.items()}
+        if row["seed"] >= SELECTION_SEED:
+            own = measured.setdefault(_key(row), {})
+            own.setdefault(row["learning_rate"], []).append(row["validation_accuracy"])
+    return {
+        key: max(sorted(own), key=lambda rate: np.mean(own[rate]))  # noqa: B023
+        for key, own in measured.items()
+    }
 
 
 def _key(row: Row) -> tuple[str, float | None]:
@@ -31,7 +34,7 @@ def reported(rows: Sequence[Row]) -> list[Row]:
     """The runs that are reported: at the chosen learning rate, and not those that chose it."""
     rates = chosen_rates(rows)
     return [
-        row for row in rows if row["seed"] != SELECTION_SEED and row["learning_rate"] == rates.get(_key(row))
+        row for row in rows if row["seed"] < SELECTION_SEED and row["learning_rate"] == rates.get(_key(row))
     ]
 
 
