@@ -14,16 +14,13 @@ STAGES = ("early", "middle", "late", None)
 
 
 def chosen_rates(rows: Iterable[Row]) -> dict[tuple[str, float | None], float]:
-    """(variant, epsilon) -> the learning rate with the best mean validation accuracy; of equals the smallest."""
+    """(variant, epsilon) -> the rate of the best mean validation accuracy, or the smallest of equals."""
     measured: dict[tuple[str, float | None], dict[float, list[float]]] = {}
     for row in rows:
         if row["seed"] >= SELECTION_SEED:
             own = measured.setdefault(_key(row), {})
             own.setdefault(row["learning_rate"], []).append(row["validation_accuracy"])
-    return {
-        key: max(sorted(own), key=lambda rate: np.mean(own[rate]))  # noqa: B023
-        for key, own in measured.items()
-    }
+    return {key: max(sorted(own), key=lambda rate: np.mean(own[rate])) for key, own in measured.items()}
 
 
 def _key(row: Row) -> tuple[str, float | None]:

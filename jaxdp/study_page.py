@@ -122,10 +122,10 @@ def _setting(runs) -> str:
         + markdown(("data", "model", "steps", "q", "seeds", "seeds to choose", "learning rates tried"), rows)
         + "\nA fifth of the training data was set aside for validation. For each variant and epsilon each "
         "learning rate was trained with other seeds than those reported (one, or the number stated), the "
-        "best on the validation split was trained with the seeds reported and tested on the test split. **This choice looks at "
-        "private data without noise, so the epsilons do not cover it**; they would if the validation "
-        "split were public. Seeds of noise are given, so that the study can be repeated: such runs "
-        "protect nobody.\n\n"
+        "best on the validation split was trained with the seeds reported and tested on the test split. "
+        "**This choice looks at private data without noise, so the epsilons do not cover it**; they "
+        "would if the validation split were public. Seeds of noise are given, so that the study can be "
+        "repeated: such runs protect nobody.\n\n"
         "At one epsilon a dynamic schedule's matched constant is the fixed schedule itself, so it is not "
         "run twice; it belongs to the published comparison below.\n"
     )
@@ -202,8 +202,8 @@ def _adversary(attacks, where) -> str:
         "Share of right answers in percent (chance: 10) with its interval over trials; after the slash "
         "the bound that no attack passes, in percent. Early, middle and late: a tenth of the run's "
         "steps, the example known to be in every batch. Whole run: all steps, the example drawn at the "
-        "sampling rate. `l2_max` has no bound. The table after it has the bound of the first step alone of "
-        "each of these, in percent.\n"
+        "sampling rate. `l2_max` has no bound. The table after it has the bound of the first step alone "
+        "of each of these, in percent.\n"
     )
     return "\n".join([text, *parts])
 
