@@ -119,32 +119,53 @@ def share(row: Row) -> Interval:
 
 
 def _of_adversary(attacks) -> list[Claim]:
-    made = []
-    rows = [row for _, found in attacks.values() for row in found if row["attack"] == "informed adversary"]
-    for stage in STAGES:
-        fixed = {r["target"]: share(r) for r in rows if r["variant"] == "fixed" and r["stage"] == stage}
-        pairs = [
-            (share(r), fixed[r["target"]])
-            for r in rows
-            if r["variant"] in schedules.DYNAMIC and r["stage"] == stage and r["target"] in fixed
-        ]
-        if not pairs:
-            continue
-        less, more = (sum(a.high < b.low for a, b in pairs), sum(a.low > b.high for a, b in pairs))
-        text = (
-            f"The informed adversary {f'{stage} in the run' if stage else 'over the whole run'}: against "
-            f"dynamic schedules less often right than against the fixed one in {less} of {len(pairs)} "
-            f"comparisons, more often in {more}, intervals overlap in {len(pairs) - less - more}; on "
-            f"average right in {100 * np.mean([a.estimate for a, _ in pairs]):.1f} % of trials against "
-            f"{100 * np.mean([b.estimate for _, b in pairs]):.1f} %."
+    rows = [row for _, found in attacks.values() for row in found]
+    informed = [row for row in rows if row["attack"] == "informed adversary"]
+    images = [row for row in rows if row["attack"] != "informed adversary" and row["noise_std"] > 0]
+    made = [
+        _compared(
+            [row for row in informed if row["stage"] == stage],
+            f"The informed adversary, {f'{stage} in the run' if stage else 'over the whole run'}",
         )
-        made.append(Claim(_sign(less, more, len(pairs)), text))
-    bounded = [row for row in rows if row["bound"] is not None]
+        for stage in STAGES
+    ]
+    made += [
+        _compared(
+            [row for row in images if row["stage"] == stage],
+            f"Images recognised behind noise scaled down, {stage} in the run",
+        )
+        for stage in STAGES[:3]
+    ]
+    bounded = [row for row in informed if row["bound"] is not None]
     if bounded:
         over = sum(share(row).low > row["bound"] for row in bounded)
         text = f"{over} of {len(bounded)} success rates have their whole interval above their bound."
         made.append(Claim(None, text))
-    return made
+    return [claim for claim in made if claim is not None]
+
+
+def _compared(rows: Sequence[Row], what: str) -> Claim | None:
+    """Attacks on the dynamic schedules against the same attacks on the fixed one."""
+
+    def leak(row: Row):
+        return row["target"], row["leak_point"], row.get("level")
+
+    fixed = {leak(row): share(row) for row in rows if row["variant"] == "fixed"}
+    pairs = [
+        (share(row), fixed[leak(row)])
+        for row in rows
+        if row["variant"] in schedules.DYNAMIC and leak(row) in fixed
+    ]
+    if not pairs:
+        return None
+    less, more = (sum(a.high < b.low for a, b in pairs), sum(a.low > b.high for a, b in pairs))
+    own, other = (100 * np.mean([pair[i].estimate for pair in pairs]) for i in (0, 1))
+    text = (
+        f"{what}: success against dynamic schedules is lower than against the fixed one in {less} of "
+        f"{len(pairs)} comparisons, higher in {more}, intervals overlap in {len(pairs) - less - more}; "
+        f"mean {own:.1f} % against {other:.1f} %."
+    )
+    return Claim(_sign(less, more, len(pairs)), text)
 
 
 def _of_published(published: Sequence[Row]) -> list[Claim]:

@@ -88,7 +88,7 @@ def _says(made: Sequence[Claim]) -> str:
         None: "Decides nothing",
     }
     parts = [
-        "## What the records say\n\n`Better`, `less often` and their opposites: the interval of the "
+        "## What the records say\n\n`Better`, `lower` and their opposites: the interval of the "
         "paired difference excludes 0, or the two intervals are disjoint. They are not corrected for the "
         "number of comparisons, one in forty of which falls on either side by chance.\n"
     ]
