@@ -34,7 +34,7 @@ def test_each_cell_has_as_many_runs(trained):
     folder, lines = trained
     files = [path.name for path in (folder / "breast_cancer").glob("*.json")]
     cells = 1 + 2 * len(TINY.epsilons)
-    assert len(files) == cells * (len(TINY.learning_rates) + TINY.seeds)
+    assert len(files) == cells * (3 * len(TINY.learning_rates) + TINY.seeds)
     assert len(lines) == cells
 
 
@@ -49,7 +49,7 @@ def test_a_record_of_another_configuration_is_replaced(trained, tmp_path):
     study.train(only, tmp_path, lambda line: None)
     lines = []
     study.train(dataclasses.replace(only, steps=21), tmp_path, lines.append)
-    assert "; 3 runs in" in lines[0]
+    assert "; 5 runs in" in lines[0]
 
 
 def test_runs_that_share_a_program_are_compiled_once_and_are_the_same_as_alone(trained):
@@ -88,7 +88,7 @@ def test_killed_it_goes_on(tmp_path):
         *("--variants", "fixed", "--epsilons", "1", "2", "4", "--seeds", "20", "--learning-rates", "0.5"),
         *("--output", str(tmp_path)),
     ]
-    folder, whole = tmp_path / "breast_cancer", 3 * 21
+    folder, whole = tmp_path / "breast_cancer", 3 * (3 + 20)
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     until = time.monotonic() + 120
     while len(list(folder.glob("*.json"))) < 3 and time.monotonic() < until:
@@ -107,7 +107,7 @@ def test_records_are_collected_and_make_a_page(trained, tmp_path):
     study_records.collect(trained[0], tmp_path / "experiments")
     head, rows = study_records.read(tmp_path / "experiments" / "breast_cancer" / study_records.RUNS)
     assert head["settings"]["steps"] == 20 and "private examples" in head["not_covered"]
-    assert len(rows) == 5 * 4
+    assert len(rows) == 5 * 8
     study_page.write(tmp_path / "experiments", tmp_path, tmp_path / "STUDY.md")
     page = (tmp_path / "STUDY.md").read_text()
     assert "do not cover it" in page and "mnist: no run" in page
