@@ -14,9 +14,10 @@ schedule X as published, `matched_X` the constant that spends what X spends.
 import dataclasses
 import functools
 import json
+import math
 import pathlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -233,17 +234,24 @@ def targets(config: StudyConfig, setup: Setup, variant: str) -> tuple[float | No
     return (None,) if variant == "non_private" else config.epsilons
 
 
+def best_rate(measured: Mapping[float, Sequence[float]]) -> float:
+    """The learning rate of the best mean validation accuracy, or the smallest of equals.
+
+    Rounded, so that neither the order of the runs nor the digits of a collected file decide between equals.
+    """
+    return max(sorted(measured), key=lambda rate: round(math.fsum(measured[rate]) / len(measured[rate]), 7))
+
+
 def choose(workshop: Workshop, config: StudyConfig, variant: str, epsilon: float | None) -> float:
-    """The learning rate with the best mean validation accuracy; of equals the smallest."""
-    accuracies = {}
+    """The learning rate of a variant and epsilon, from the runs that judge it, which are made where missing."""
+    measured = {}
     for rate in sorted(config.learning_rates):
         trials = [
             Trial(variant=variant, epsilon=epsilon, learning_rate=rate, seed=SELECTION_SEED + i)
             for i in range(workshop.setup.selection_seeds)
         ]
-        measured = [workshop.record(trial)["metrics"]["validation_accuracy"] for trial in trials]
-        accuracies[rate] = np.mean(measured)
-    return max(accuracies, key=lambda rate: accuracies[rate])
+        measured[rate] = [workshop.record(trial)["metrics"]["validation_accuracy"] for trial in trials]
+    return best_rate(measured)
 
 
 def workshops(config: StudyConfig, folder: pathlib.Path) -> Iterator[Workshop]:
