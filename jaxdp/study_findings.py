@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxdp import schedules
 from jaxdp.metrics import Interval, t_interval
-from jaxdp.study import SELECTION_SEED, VARIANTS
+from jaxdp.study import SELECTION_SEED, VARIANTS, best_rate
 
 Row = Mapping[str, Any]
 STAGES = ("early", "middle", "late", None)
@@ -20,7 +20,7 @@ def chosen_rates(rows: Iterable[Row]) -> dict[tuple[str, float | None], float]:
         if row["seed"] >= SELECTION_SEED:
             own = measured.setdefault(_key(row), {})
             own.setdefault(row["learning_rate"], []).append(row["validation_accuracy"])
-    return {key: max(sorted(own), key=lambda rate: np.mean(own[rate])) for key, own in measured.items()}
+    return {key: best_rate(own) for key, own in measured.items()}
 
 
 def _key(row: Row) -> tuple[str, float | None]:

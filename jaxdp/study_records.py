@@ -112,7 +112,7 @@ def _head(records: list[dict]) -> dict[str, Any]:
 
 def _write(path: pathlib.Path, head: Mapping, rows: Iterable[Mapping]) -> pathlib.Path:
     def compact(value):
-        return round(value, 6) if isinstance(value, float) else value
+        return round(value, 9) if isinstance(value, float) else value
 
     lines = [head, *({key: compact(value) for key, value in row.items()} for row in rows)]
     results.write_text(
