@@ -1,9 +1,10 @@
 """The page of a study, Markdown with figures beside it, made from its collected files alone."""
 
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from jaxdp import figures, results
+from jaxdp.metrics import Interval
 from jaxdp.study import SELECTION_SEED, SETUPS, VARIANTS
 from jaxdp.study_findings import (
     STAGES,
@@ -22,6 +23,8 @@ from jaxdp.study_records import ATTACKS, RUNS, read
 from jaxdp.study_records import PUBLISHED as PUBLISHED_FILE
 from jaxdp.tables import markdown
 
+Draw = Callable[[str, str, Mapping, str], str]
+
 
 def write(records: pathlib.Path, costs: pathlib.Path, output: pathlib.Path) -> None:
     """Writes the page and its figures.
@@ -39,12 +42,6 @@ def write(records: pathlib.Path, costs: pathlib.Path, output: pathlib.Path) -> N
     if not runs:
         raise FileNotFoundError(f"records={records}: no collected study in it")
     attacks = {name: read(records / name / ATTACKS) for name in runs}
-    drawn = {}
-    for name, (_, rows) in runs.items():
-        svg = figures.means_over_epsilon(accuracies(rows), "test accuracy")
-        if svg:
-            drawn[name] = records / name / "accuracy.svg"
-            results.write_text(drawn[name], figures.standalone(svg) + "\n")
     _, published = read(records / PUBLISHED_FILE)
     root = output.parent
 
@@ -54,14 +51,22 @@ def write(records: pathlib.Path, costs: pathlib.Path, output: pathlib.Path) -> N
         except ValueError:
             return path.as_posix()
 
+    def draw(name: str, kind: str, curves: Mapping, ylabel: str) -> str:
+        """The figure as Markdown, its file written; nothing where there is nothing to draw."""
+        svg = figures.means_over_epsilon(curves, ylabel)
+        if not svg:
+            return ""
+        path = records / name / f"{kind}.svg"
+        results.write_text(path, figures.standalone(svg) + "\n")
+        source = where(records / name / (RUNS if kind == "accuracy" else ATTACKS))
+        return f"![{ylabel} over epsilon, {name}]({where(path)})\n\n{FROM.format(source)}\n"
+
     parts = [
         _head(runs),
         _says(claims(runs, attacks, published)),
         _setting(runs),
-        _accuracy(
-            runs, {name: where(path) for name, path in drawn.items()}, lambda n: where(records / n / RUNS)
-        ),
-        _adversary(attacks, lambda n: where(records / n / ATTACKS)),
+        _accuracy(runs, draw, lambda n: where(records / n / RUNS)),
+        _adversary(attacks, draw, lambda n: where(records / n / ATTACKS)),
         _images(attacks, lambda n: where(records / n / ATTACKS)),
         cost(costs),
         published_comparison(published, runs, where(records / PUBLISHED_FILE)),
@@ -88,9 +93,9 @@ def _says(made: Sequence[Claim]) -> str:
         None: "Decides nothing",
     }
     parts = [
-        "## What the records say\n\n`Better`, `lower` and their opposites: the interval of the "
-        "paired difference excludes 0, or the two intervals are disjoint. They are not corrected for the "
-        "number of comparisons, one in forty of which falls on either side by chance.\n"
+        "## What the records say\n\n`Better`, `lower` and their opposites: the interval of the paired "
+        "difference excludes 0, or the two intervals are disjoint. They are not corrected for the number "
+        "of comparisons, one in forty of which falls on either side by chance.\n"
     ]
     for supports, title in titles.items():
         lines = "".join(f"- {claim.sentence}\n" for claim in made if claim.supports is supports)
@@ -131,7 +136,7 @@ def _setting(runs) -> str:
     )
 
 
-def _accuracy(runs, drawn, where) -> str:
+def _accuracy(runs, draw: Draw, where) -> str:
     parts = ["## (a) Accuracy at equal epsilon\n"]
     for name, (_, rows) in runs.items():
         found = accuracies(rows)
@@ -150,10 +155,7 @@ def _accuracy(runs, drawn, where) -> str:
             "Learning rate chosen; in brackets where it is the smallest or largest of those tried.\n"
         )
         parts.append(markdown(header, _rates(rows, list(found), epsilons)))
-        if name in drawn:
-            parts.append(
-                f"![test accuracy over epsilon, {name}]({drawn[name]})\n\n{FROM.format(where(name))}\n"
-            )
+        parts.append(draw(name, "accuracy", found, "test accuracy"))
     return "\n".join(parts)
 
 
@@ -178,7 +180,7 @@ def _differences(rows, variant: str, epsilons: Sequence[float]) -> tuple[str, ..
     return (variant, *shown)
 
 
-def _adversary(attacks, where) -> str:
+def _adversary(attacks, draw: Draw, where) -> str:
     parts = []
     for name, (_, found) in attacks.items():
         rows = [row for row in found if row["attack"] == "informed adversary"]
@@ -193,6 +195,8 @@ def _adversary(attacks, where) -> str:
             parts.append(
                 markdown(("variant", "early", "middle", "late", "whole run"), _of_one_step(rows, epsilon))
             )
+        for stage in ("early", "late"):
+            parts.append(draw(name, stage, _successes(rows, stage), f"informed adversary, {stage}"))
     if not parts:
         return ""
     text = (
@@ -206,6 +210,16 @@ def _adversary(attacks, where) -> str:
         "of each of these, in percent.\n"
     )
     return "\n".join([text, *parts])
+
+
+def _successes(rows, stage: str) -> dict[str, dict[float, Interval]]:
+    """Variant -> epsilon -> success at a stage."""
+    found: dict[str, dict[float, Interval]] = {}
+    for variant in VARIANTS:
+        for row in rows:
+            if (row["variant"], row["stage"]) == (variant, stage):
+                found.setdefault(variant, {})[row["target"]] = share(row)
+    return found
 
 
 def _with_bound(rows, variant, epsilon, stage) -> str:
@@ -275,6 +289,6 @@ def _missing(runs, attacks) -> str:
     lines += [
         "- Runs are short and networks small; an interval over seeds says nothing of other data, "
         "networks or lengths.",
-        "- One learning rate was chosen by one run each; a better tuned variant may do better.",
+        "- Learning rates come from a coarse grid and few runs; intervals over seeds leave out the luck of that choice.",
     ]
     return "## What the records do not show\n\n" + "\n".join(dict.fromkeys(lines)) + "\n"

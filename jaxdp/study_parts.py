@@ -23,7 +23,10 @@ def points(interval: Interval | None, sign: str = "") -> str:
 
 def cost(costs: pathlib.Path) -> str:
     """The section on time and memory, from the records of the benchmarks."""
-    parts = ["## (d) Cost\n"]
+    parts = [
+        "## (d) Cost\n\nThe runs of this study shared their cores with other work, so their times are no "
+        "measurement and are not shown; these are.\n"
+    ]
     dynamic, memory = sorted(costs.glob("dynamic_*.json")), sorted(costs.glob("memory_*.json"))
     for path in dynamic:
         rows = [
