@@ -107,10 +107,11 @@ def claims(runs, attacks, published: Sequence[Row]) -> list[Claim]:
 
 
 def _sign(for_: int, against: int, of: int) -> bool | None:
-    """Decided where one side has more than the other and more than chance gives it (one in forty)."""
-    if for_ > against and for_ > of / 40:
+    """Decided where one side has twice the other, more than one, and more than chance (one in forty)."""
+    least = max(1, of / 40)
+    if for_ > least and for_ >= 2 * against:
         return True
-    return False if against > for_ and against > of / 40 else None
+    return False if against > least and against >= 2 * for_ else None
 
 
 def share(row: Row) -> Interval:

@@ -90,12 +90,13 @@ def _says(made: Sequence[Claim]) -> str:
     titles = {
         True: "Speaks for dynamic parameters",
         False: "Speaks against them, or explains their gain otherwise",
-        None: "Decides nothing",
+        None: "Mixed, or decides nothing",
     }
     parts = [
         "## What the records say\n\n`Better`, `lower` and their opposites: the interval of the paired "
         "difference excludes 0, or the two intervals are disjoint. They are not corrected for the number "
-        "of comparisons, one in forty of which falls on either side by chance.\n"
+        "of comparisons, one in forty of which falls on either side by chance. A side is named where it "
+        "has twice as many as the other.\n"
     ]
     for supports, title in titles.items():
         lines = "".join(f"- {claim.sentence}\n" for claim in made if claim.supports is supports)
@@ -289,6 +290,7 @@ def _missing(runs, attacks) -> str:
     lines += [
         "- Runs are short and networks small; an interval over seeds says nothing of other data, "
         "networks or lengths.",
-        "- Learning rates come from a coarse grid and few runs; intervals over seeds leave out the luck of that choice.",
+        "- Learning rates come from a coarse grid and few runs; an interval over seeds leaves out the "
+        "luck of it.",
     ]
     return "## What the records do not show\n\n" + "\n".join(dict.fromkeys(lines)) + "\n"
