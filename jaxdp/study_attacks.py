@@ -56,7 +56,7 @@ class AttackConfig:
     """The runs whose images are attacked."""
     levels: tuple[float, ...] = (0.3,)
     """Norm of the noise of the fixed variant over the clip bound, in the image attack."""
-    iterations: int = 150
+    iterations: int = 100
     """Of each image attack."""
     exact_variants: tuple[str, ...] = ("fixed", "linear")
     """Variants whose gradients are also attacked before any noise."""
