@@ -263,7 +263,12 @@ def attack(
     workshop: Workshop, study: StudyConfig, config: AttackConfig, log: Callable[[str], Any] = print
 ) -> None:
     """Attacks the runs of a data set, at every epsilon that it was trained at."""
-    common = {"steps": workshop.setup.steps, "rates": study.learning_rates, **dataclasses.asdict(config)}
+    common = {
+        "steps": workshop.setup.steps,
+        "rates": study.learning_rates,
+        "candidate_sets": config.candidate_sets,
+        "trials": config.trials,
+    }
 
     def once(variant: str, epsilon: float) -> list[dict]:
         path = walk(workshop, study, variant, epsilon)

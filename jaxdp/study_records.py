@@ -80,7 +80,11 @@ def collect(folder: pathlib.Path, output: pathlib.Path) -> list[pathlib.Path]:
         ]
         if attacks:
             files = [*sorted(path.glob("informed-*.json")), *path.glob("images.json")]
-            head = {"settings": {file.stem: json.loads(file.read_text())["settings"] for file in files[-1:]}}
+            head = {
+                "settings": {
+                    file.stem: json.loads(file.read_text())["settings"] for file in (files[0], files[-1])
+                }
+            }
             written.append(_write(output / path.name / ATTACKS, head, attacks))
     accounted = folder / "published.json"
     if accounted.exists():
