@@ -2,20 +2,28 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: compare test check benchmarks clean
+.PHONY: compare test check benchmarks notebooks clean
 
 compare: .venv/installed
 	$(BIN)/jaxdp compare
 
 test: .venv/installed
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 check: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/pyrefly check
 
 benchmarks: .venv/installed
 	$(BIN)/python -m benchmarks
+
+notebooks: .venv/notebooks
+	$(BIN)/jupyter lab --notebook-dir=notebooks
+
+.venv/notebooks: .venv/installed
+	$(BIN)/python -m pip install --quiet --editable '.[notebooks]'
+	@touch $@
 
 .venv/installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -4,6 +4,7 @@ Nothing in them is made for this library: `nnx.Conv`, `nnx.max_pool`, `nnx.Multi
 """
 
 import itertools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -95,7 +96,7 @@ class Transformer(nnx.Module):
 class Case(NamedTuple):
     """A network, the shape of one example, and the batch sizes it is measured at."""
 
-    network: type[nnx.Module]
+    network: Callable[[nnx.Rngs], nnx.Module]
     shape: tuple[int, ...]
     batch_sizes: tuple[int, ...]
 

@@ -30,17 +30,19 @@ class Worker:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
             env={**os.environ, **environment},
         )  # fmt: skip
-        self.failed = json.loads(self.process.stdout.readline())  # mode -> why it does not work
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self._commands, self._answers = self.process.stdin, self.process.stdout
+        self.failed = json.loads(self._answers.readline())  # mode -> why it does not work
 
     def seconds(self, mode: str) -> float:
         """The time of one step, taken in the other process."""
-        self.process.stdin.write(mode + "\n")
-        self.process.stdin.flush()
-        return float(self.process.stdout.readline())
+        self._commands.write(mode + "\n")
+        self._commands.flush()
+        return float(self._answers.readline())
 
     def close(self) -> None:
         """Ends the process."""
-        self.process.stdin.close()
+        self._commands.close()
         self.process.wait()
 
 

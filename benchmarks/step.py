@@ -6,6 +6,7 @@ the step's noise alone; `floor` is `nonprivate` plus `noise`.
 
 import argparse
 import json
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -37,7 +38,9 @@ def measure(name: str, batch_size: int, rounds: int, budget_seconds: float) -> l
     model = networks.create(name)
     x, y = networks.batch(name, batch_size)
     steps = variants.build(model, x, y)
-    runs = {variant: Carried(step, model.params, x, y) for variant, step in steps.items()}
+    runs: dict[str, Callable] = {
+        variant: Carried(step, model.params, x, y) for variant, step in steps.items()
+    }
     runs["noise"] = _noise(model.params)
     compile_seconds = {variant: timing.first_call(run) for variant, run in runs.items()}
     seconds = timing.interleaved({k: timing.timed(run) for k, run in runs.items()}, rounds, budget_seconds)

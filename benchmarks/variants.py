@@ -5,7 +5,6 @@
 uses on a CPU, on the whole batch, or in the pieces it uses.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -22,7 +21,7 @@ LEARNING_RATE, L2_NORM_CLIP, SIGMA, RUN_STEPS = 0.05, 4.0, 6.0, 10_000
 class Step(NamedTuple):
     """A compiled step and the state that it starts from."""
 
-    run: Callable[..., tuple[Any, Any]]
+    run: Any  # a jitted function of (params, state, x, y), which tells how often it was compiled
     state: Any
 
 

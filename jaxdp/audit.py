@@ -23,7 +23,7 @@ model and this machine, and another attacker may do better.
 import dataclasses
 import math
 import time
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -35,7 +35,8 @@ from jaxdp.canaries import Observation, Subject
 from jaxdp.evidence import Rates
 from jaxdp.ledger import Ledger
 
-METHODS = ("direct", "one_run")
+Method = Literal["direct", "one_run"]
+METHODS: tuple[Method, ...] = ("direct", "one_run")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

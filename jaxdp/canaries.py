@@ -23,6 +23,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from jaxdp import gradients, models, training
 from jaxdp.data import Dataset
+from jaxdp.privatize import PrivatizeState
 from jaxdp.sampling import Sampler
 from jaxdp.train_config import TrainConfig
 from jaxdp.training import Run
@@ -135,6 +136,13 @@ def _only(sampler: Sampler, rows: Bool[Array, " n"]) -> Sampler:
     return dataclasses.replace(sampler, draw=draw)
 
 
+def _noise_state(state: training.TrainState) -> PrivatizeState:
+    """What `privatize` owns of the state: the runs audited here are private ones."""
+    found = training.noise_state(state)
+    assert found is not None
+    return found
+
+
 def _slots_first(tree: PyTree) -> list[Float[Array, "slots width"]]:
     """Each leaf of a tree like the parameters as a matrix, a row a slot."""
     return [leaf.reshape(leaf.shape[0], -1) for leaf in jax.tree.leaves(tree)]
@@ -185,12 +193,12 @@ def subject(
             sampler = _only(sampler, rows)
         audited = training.build(config, dataset=dataset, model=model, sampler=sampler)
         sample_key, noise_key = jax.random.split(key)
-        noise = training.noise_state(start)._replace(key=noise_key)
+        noise = _noise_state(start)._replace(key=noise_key)
         first = start._replace(sample_key=sample_key, opt_state=(noise, *start.opt_state[1:]))
 
         def step(state, _):
             after, _ = audited.step(state, (x, labels))
-            before = training.noise_state(state)
+            before = _noise_state(state)
             released = jax.tree.map(lambda a, b: batch_size * (a - b), state.params, after.params)
             noised = _slots_first(released)
             contribution = reference(before.clip, before.step)
@@ -198,8 +206,8 @@ def subject(
                 [n[:canaries] @ c for n, c in zip(noised, contribution, strict=True)], axis=1
             )
             squares = jnp.stack([c @ c for c in contribution])
-            energy = sum(jnp.sum(n**2) for n in noised) / sum(n.size for n in noised)
-            bound = jax.tree.leaves(training.noise_state(after).clip)
+            energy = sum((jnp.sum(n**2) for n in noised), jnp.zeros(())) / sum(n.size for n in noised)
+            bound = jax.tree.leaves(_noise_state(after).clip)
             return after, Observation(
                 along=products.sum(axis=1) / squares.sum(),
                 by_tensor=products / squares[None],
@@ -215,12 +223,14 @@ def subject(
 
 def _reference(run: Run, slots: int):
     """What a canary adds to its slot of each tensor, by the clipper: `(clip_state, step) -> [[width]]`."""
+    clipper = run.clipper
+    assert clipper is not None
     canary = jnp.zeros((1, slots)).at[0, 0].set(MAGNITUDE), jnp.zeros(1, jnp.int32)
     per_example = gradients.per_example(models.cross_entropy(run.model))
     _, grads = per_example(run.model.params, canary)
 
     def contribution(clip_state, step):
-        summed = run.clipper.clip(grads, clip_state, step, jnp.ones(1, bool))
+        summed = clipper.clip(grads, clip_state, step, jnp.ones(1, bool))
         return [rows[0] for rows in _slots_first(summed.gradients)]
 
     return contribution

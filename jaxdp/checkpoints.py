@@ -125,7 +125,7 @@ def restore(folder: str | pathlib.Path, like: PyTree | None = None) -> Checkpoin
     _verify(checkpoint, where)
     manager, args = _manager(pathlib.Path(folder))
     try:
-        found = manager.restore(
+        found: Any = manager.restore(
             step, args=args.Composite(state=args.StandardRestore(), document=args.JsonRestore())
         )
     except Exception as error:  # orbax raises many types
@@ -153,7 +153,7 @@ def _restored(leaves: list[np.ndarray], like: PyTree, where: str) -> PyTree:
     expected, structure = jax.tree.flatten(like)
     plain = [jax.random.key_data(leaf) if _is_key(leaf) else leaf for leaf in expected]
     if [(x.shape, x.dtype) for x in leaves] != [(np.shape(x), x.dtype) for x in plain]:
-        raise ValueError(f"{where}: holds the state of another model, optimizer or clipping")
+        raise ValueError(f"{where}: holds the state of another model, optimizer, average or clipping")
     values = [
         jax.random.wrap_key_data(jnp.asarray(x), impl=jax.random.key_impl(old))
         if _is_key(old)

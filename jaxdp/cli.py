@@ -40,7 +40,17 @@ def _parsed(command, name: str, arguments: list[str]):
     except SystemExit as stop:
         if not stop.code:
             raise
-        raise ValueError(re.sub("[^ -~]+|-{3,}", " ", said.getvalue())) from None
+        raise ValueError(_one_line(said.getvalue())) from None
+
+
+def _one_line(box: str) -> str:
+    """What a box of the parser says, without the title in its frame."""
+    text = " ".join(re.sub("[^ -~]+|-{3,}", " ", box).split())
+    refused = re.search(r"Error parsing [A-Z]\w+: (.*?) For full helptext, ", text)
+    if refused:
+        return refused[1]
+    text = re.sub(r"^(.+?) (?=\1\b)", "", text, flags=re.I)
+    return re.sub(r"For full helptext, (?:see|run)", "See", text)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

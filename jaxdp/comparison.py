@@ -82,9 +82,9 @@ def train_config(config: CompareConfig, variant: str, seed: int) -> TrainConfig:
     return TrainConfig(
         data=config.data,
         image_size=config.image_size,
-        model=config.model,
-        activation=config.activation,
-        schedule=schedule,
+        model=config.model,  # pyrefly: ignore[bad-argument-type]  # refused when the run is built
+        activation=config.activation,  # pyrefly: ignore[bad-argument-type]
+        schedule=schedule,  # pyrefly: ignore[bad-argument-type]
         target_epsilon=None if schedule == "none" else config.target_epsilon,
         clipping="l2_max" if variant == "l2_max" else "flat",
         l2_norm_clip=config.l2_norm_clip,

@@ -8,6 +8,8 @@ user's model stays as it is.
 
 import itertools
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,13 +23,14 @@ FORMS = ("auto", "patches", "lax")
 def _is_plain(equation: JaxprEqn) -> bool:
     """An ordinary convolution: no groups, no dilation, real numbers."""
     p = equation.params
+    outputs: Sequence[Any] = equation.outvars
     return (
         equation.primitive.name == "conv_general_dilated"
         and p["feature_group_count"] == 1
         and p["batch_group_count"] == 1
         and all(d == 1 for d in p["lhs_dilation"])
         and all(d == 1 for d in p["rhs_dilation"])
-        and jnp.issubdtype(equation.outvars[0].aval.dtype, jnp.floating)
+        and jnp.issubdtype(outputs[0].aval.dtype, jnp.floating)
     )
 
 

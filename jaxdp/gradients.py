@@ -166,9 +166,8 @@ class _Product:
 
     def matrices(self, left: Array, right: Array) -> tuple[Array, Array]:
         """The operands as [positions, K] and [positions, O]."""
-        return tuple(
-            _positions_first(x, axes) for x, axes in zip((left, right), self.contracting, strict=True)
-        )
+        first, second = self.contracting
+        return _positions_first(left, first), _positions_first(right, second)
 
 
 def _positions_first(x: Array, contracting: tuple[int, ...]) -> Array:
@@ -211,7 +210,7 @@ def _product(variable, producers) -> _Product | None:
     arrange = (("reshape", (*free[0], *free[1])), *arrange)
     return _Product(
         operands=tuple(equation.invars),
-        contracting=tuple(tuple(axes) for axes in contracting),
+        contracting=(tuple(contracting[0]), tuple(contracting[1])),
         arrange=arrange,
     )
 

@@ -6,6 +6,8 @@
 | `lenet`      | Wei et al. (CPL): four Conv12 5x5 (strides 2, 2, 1, 1), Dense; sigmoid                    |
 | `mlp`        | Dense 600, 100; relu                                                                      |
 | `cifar_cnn`  | pairs of Conv32, Conv64, Conv128 3x3, average pool after each, Dense; tanh                |
+| `tanh_cnn`   | Papernot et al. 2021: Conv16 8x8, Conv32 4x4 (strides 2), 2x2 max pool of stride 1 after  |
+|              | each, Dense 32, Dense; tanh                                                               |
 | `logistic`   | one Dense layer                                                                           |
 
 Every network takes one example or a batch: the leading axes are free.
@@ -51,14 +53,24 @@ def _average_pool_2x2(x):
     return x.reshape(*batch, h // 2, 2, w // 2, 2, c).mean(axis=(-4, -2))
 
 
+def max_pool_2x2_stride_1(x: Float[Array, "... h w c"]) -> Float[Array, "... h1 w1 c"]:
+    """2x2 max pooling at every place, one row and column fewer than `x`.
+
+    Chosen by comparison: an entry that wins takes the whole derivative, the first of equal ones, and no
+    rounding of a value computed twice (see `jaxdp.convolution`) can lose it.
+    """
+    x = jnp.where(x[..., :-1, :, :] >= x[..., 1:, :, :], x[..., :-1, :, :], x[..., 1:, :, :])
+    return jnp.where(x[..., :-1, :] >= x[..., 1:, :], x[..., :-1, :], x[..., 1:, :])
+
+
 def _flatten(x, image_rank: int = 3):
     return x.reshape(*x.shape[:-image_rank], -1)
 
 
 class _Convolutional(nnx.Module):
-    """Convolutions, each with its activation and pooling, then one dense layer."""
+    """Convolutions, each with its activation and pooling, then dense layers, the last one linear."""
 
-    def __init__(self, input_shape, classes, layers, activation, pool, use_bias, *, padding, rngs):
+    def __init__(self, input_shape, classes, layers, activation, pool, use_bias, *, hidden=(), rngs):
         self.activation, self.pool = activation, pool
         self.pooled = tuple(layer["pool"] for layer in layers)
         channels = input_shape[-1]
@@ -67,13 +79,19 @@ class _Convolutional(nnx.Module):
             convolutions.append(
                 nnx.Conv(
                     channels, layer["features"], layer["kernel"], strides=layer["stride"],
-                    padding=padding, use_bias=use_bias, rngs=rngs,
+                    padding=layer["padding"], use_bias=use_bias, rngs=rngs,
                 )
             )  # fmt: skip
             channels = layer["features"]
         self.convolutions = nnx.List(convolutions)
-        features = jax.eval_shape(self._features, jax.ShapeDtypeStruct(input_shape, jnp.float32))
-        self.dense = nnx.Linear(features.shape[-1], classes, use_bias=use_bias, rngs=rngs)
+        features = jax.eval_shape(self._features, jax.ShapeDtypeStruct(input_shape, jnp.float32)).shape[-1]
+        if not features:
+            raise ValueError(f"input_shape={input_shape}: too small, nothing is left after the convolutions")
+        sizes = (features, *hidden)
+        self.hidden = nnx.List(
+            nnx.Linear(a, b, use_bias=use_bias, rngs=rngs) for a, b in itertools.pairwise(sizes)
+        )
+        self.dense = nnx.Linear(sizes[-1], classes, use_bias=use_bias, rngs=rngs)
 
     def _features(self, x):
         for convolution, pooled in zip(self.convolutions, self.pooled, strict=True):
@@ -82,7 +100,10 @@ class _Convolutional(nnx.Module):
         return _flatten(x)
 
     def __call__(self, x):
-        return self.dense(self._features(x))
+        x = self._features(x)
+        for layer in self.hidden:
+            x = self.activation(layer(x))
+        return self.dense(x)
 
 
 class _Dense(nnx.Module):
@@ -100,28 +121,32 @@ class _Dense(nnx.Module):
         return self.layers[-1](x)
 
 
-def _layer(features, kernel, stride=1, pool=False):
-    return dict(features=features, kernel=(kernel, kernel), stride=(stride, stride), pool=pool)
+def _layer(features, kernel, stride=1, pool=False, padding="VALID"):
+    return dict(
+        features=features, kernel=(kernel, kernel), stride=(stride, stride), pool=pool, padding=padding
+    )
 
 
 def _cnn(input_shape, classes, activation, use_bias, rngs):
     layers = [_layer(32, 3, pool=True), _layer(64, 3, pool=True)]
-    return _Convolutional(
-        input_shape, classes, layers, activation, max_pool_2x2, use_bias, padding="VALID", rngs=rngs
-    )
+    return _Convolutional(input_shape, classes, layers, activation, max_pool_2x2, use_bias, rngs=rngs)
 
 
 def _lenet(input_shape, classes, activation, use_bias, rngs):
-    layers = [_layer(12, 5, stride=2), _layer(12, 5, stride=2), _layer(12, 5), _layer(12, 5)]
-    return _Convolutional(input_shape, classes, layers, activation, None, use_bias, padding=2, rngs=rngs)
+    layers = [_layer(12, 5, stride=stride, padding=2) for stride in (2, 2, 1, 1)]
+    return _Convolutional(input_shape, classes, layers, activation, None, use_bias, rngs=rngs)
 
 
 def _cifar_cnn(input_shape, classes, activation, use_bias, rngs):
-    layers = [_layer(f, 3, pool=p) for f in (32, 64, 128) for p in (False, True)]
+    layers = [_layer(f, 3, pool=p, padding="SAME") for f in (32, 64, 128) for p in (False, True)]
+    return _Convolutional(input_shape, classes, layers, activation, _average_pool_2x2, use_bias, rngs=rngs)
+
+
+def _tanh_cnn(input_shape, classes, activation, use_bias, rngs):
+    layers = [_layer(16, 8, stride=2, pool=True, padding="SAME"), _layer(32, 4, stride=2, pool=True)]
     return _Convolutional(
-        input_shape, classes, layers, activation, _average_pool_2x2, use_bias,
-        padding="SAME", rngs=rngs,
-    )  # fmt: skip
+        input_shape, classes, layers, activation, max_pool_2x2_stride_1, use_bias, hidden=(32,), rngs=rngs
+    )
 
 
 def _mlp(input_shape, classes, activation, use_bias, rngs):
@@ -138,6 +163,7 @@ _BY_NAME = {
     "lenet": (_lenet, "sigmoid", True, 3),
     "mlp": (_mlp, "relu", True, None),
     "cifar_cnn": (_cifar_cnn, "tanh", True, 3),
+    "tanh_cnn": (_tanh_cnn, "tanh", True, 3),
     "logistic": (_logistic, "relu", True, None),
 }
 NAMES = tuple(_BY_NAME)
@@ -166,7 +192,7 @@ def create(
         published attacks start from.
 
     Raises:
-      ValueError: an unknown name or option, or an input of the wrong rank.
+      ValueError: an unknown name or option, or an input of the wrong rank or too small.
     """
     if name not in _BY_NAME:
         raise ValueError(f"model={name!r}: unknown; choose from {', '.join(NAMES)}")

@@ -193,12 +193,13 @@ def clipped_gradients(
             return x.reshape(pieces, piece_size, *x.shape[1:])
 
         def add(total, piece):
-            losses, summed = whole(params, *piece, clip_state, step)
+            batch, mask = piece
+            losses, summed = whole(params, batch, mask, clip_state, step)
             return jax.tree.map(jnp.add, total, summed), losses
 
         batches = jax.tree.map(cut, (batch, mask))
         first = jax.tree.map(lambda x: x[0], batches)
-        shapes = jax.eval_shape(lambda piece: whole(params, *piece, clip_state, step)[1], first)
+        shapes = jax.eval_shape(lambda b, m: whole(params, b, m, clip_state, step)[1], *first)
         zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
         summed, losses = jax.lax.scan(add, zero, batches)
         return losses.reshape(-1)[:size], summed

@@ -38,7 +38,7 @@ def privacy(result: TrainResult) -> dict[str, Any]:
 
 def curves(result: TrainResult) -> dict[str, list | None]:
     """epsilon, sigma and test accuracy over the steps at which the run was evaluated."""
-    steps = result.curves["step"]
+    steps = [int(step) for step in result.curves["step"]]
     sigma = result.run.noise_multiplier
     values = None if sigma is None else schedules.values(sigma, result.config.steps)
     if result.run.following is not None:

@@ -63,9 +63,9 @@ class TrainResult:
       run: its functions and data.
       state: the final state.
       ledger: the privacy spent.
-      curves: lists of equal length: `step`, `test_accuracy`; of an adaptive clipper `l2_norm_clip`, the bound
-        on an example's whole gradient at that step (from noised counts: nothing more to charge for); with
-        diagnostics `training_loss`, `clipped`.
+      curves: lists of equal length: `step`, `test_accuracy` (of `state.evaluated`); of an adaptive clipper
+        `l2_norm_clip`, the bound on an example's whole gradient at that step (from noised counts: nothing more
+        to charge for); with diagnostics `training_loss`, `clipped`.
       epsilon: the claim, or None where the run is not private.
       nonfinite: examples left out since their gradient was not finite; not covered by any epsilon.
       seconds: wall time of training, without compilation.
@@ -138,6 +138,7 @@ def resolved(config: TrainConfig, dataset: Dataset | None = None) -> TrainConfig
     if config.target_epsilon is None:
         return config
     run = training.build(dataclasses.replace(config, target_epsilon=None), dataset=dataset)
+    assert run.noise_multiplier is not None and run.clipper is not None  # a target needs both
     plan = calibration.Plan(
         schedule=run.noise_multiplier,
         steps=config.steps,
@@ -334,7 +335,8 @@ def train(
         scale, so that nothing is compiled again.
       folder: where checkpoints go, after every `evaluate_every` steps; None for none.
       resume: go on from the newest checkpoint in `folder`; from the start where there is none.
-      observer: called with (step, params) at the start and at every evaluation.
+      observer: called with (step, params) at the start and at every evaluation: the parameters of the step,
+        which leak, also where their average is evaluated.
       progress: whether to show a progress bar.
 
     Raises:
@@ -405,7 +407,7 @@ def _advance(
     config, train_arrays = run.config, run.train_arrays()
     began = time.perf_counter()
     jax.block_until_ready(run.epoch(state, train_arrays, np.int32(0)))  # compiles, and takes no step
-    run.evaluate(state.params).block_until_ready()
+    run.evaluate(state.evaluated).block_until_ready()
     compile_seconds = time.perf_counter() - began
     waiting = _Progress(curves)
     first = done = int(state.step)
@@ -418,7 +420,7 @@ def _advance(
         reached = pause if run.following is None else int(state.step)
         if reached == done:
             break  # the filter stopped where the last pause was
-        waiting.add(reached, run.evaluate(state.params), diagnostics, state)
+        waiting.add(reached, run.evaluate(state.evaluated), diagnostics, state)
         if observer is not None:
             observer(reached, state.params)
         if writer is not None:

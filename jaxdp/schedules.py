@@ -176,7 +176,7 @@ def scaled(schedule: Schedule, factor: float) -> Schedule:
     return lambda step: jnp.float32(factor) * schedule(step)
 
 
-_BY_NAME = {
+_BY_NAME: dict[str, Callable[..., Schedule]] = {
     "fixed": lambda steps, value=PUBLISHED_FIXED: constant(value),
     "linear": linear,
     "staircase": staircase,

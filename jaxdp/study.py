@@ -221,7 +221,7 @@ class Workshop:
         result = self.train(trial)
         record = recording.train_record(result, variant=trial.variant)
         record["settings"] = wanted
-        record["metrics"]["validation_accuracy"] = float(self._validate(result.state.params))
+        record["metrics"]["validation_accuracy"] = float(self._validate(result.state.evaluated))
         results.write_text(path, json.dumps(record, allow_nan=False) + "\n")
         self.trained += 1
         return record

@@ -15,6 +15,10 @@ _ORDER = (
     "non_private", "fixed", "matched_constant", "linear", "staircase", "exponential", "quarter_cosine",
     "inverse_time", "polynomial",
 )  # fmt: skip
+_WIDTHS = {  # of the console's columns, to the left where negative
+    "variant": -18, "epsilon": 16, "accuracy %": 15, "ms / step": 16, "examples / s": 14,
+    "attack success %": 20, "RMSE": 8,
+}  # fmt: skip
 
 
 def variants(records: Sequence[Mapping]) -> list[str]:
@@ -120,24 +124,37 @@ def plus_minus(mean: float, spread: float, digits: int = 1, unit: str = "") -> s
     return f"{mean:.{digits}f}" + ("" if np.isnan(spread) else f" ± {spread:.{digits}f}") + unit
 
 
-def table(records: Sequence[Mapping]) -> str:
-    """The four-metric table for a console."""
-    head = (
-        f"{'variant':<18}{'epsilon':>16}{'accuracy %':>15}{'ms / step':>16}{'examples / s':>14}"
-        f"{'attack success %':>20}{'RMSE':>8}"
-    )
-    lines = [head, "-" * len(head)]
-    for row in summary(records).to_dict("records"):
-        accuracy = plus_minus(100 * row["accuracy"], 100 * row["accuracy_spread"])
+def formatted(records: Sequence[Mapping]) -> "pd.DataFrame":
+    """The summary as text with its spreads, a row a variant: for a notebook, or a console."""
+    import pandas as pd
+
+    def cells(row):
         success = "–" if np.isnan(row["success"]) else f"{100 * row['success']:.0f}"
         if success != "–":
             success += f" [{100 * row['low']:.0f}, {100 * row['high']:.0f}]"
-        rate = "–" if np.isnan(row["examples_per_second"]) else f"{row['examples_per_second']:,.0f}"
-        rmse = "–" if np.isnan(row["rmse"]) else f"{row['rmse']:.3f}"
-        lines.append(
-            f"{row['variant']:<18}{row['epsilon']:>16}{accuracy:>15}"
-            f"{plus_minus(row['ms_per_step'], row['ms_spread'], 2):>16}{rate:>14}{success:>20}{rmse:>8}"
-        )
+        rate = row["examples_per_second"]
+        return {
+            "variant": row["variant"],
+            "epsilon": row["epsilon"],
+            "accuracy %": plus_minus(100 * row["accuracy"], 100 * row["accuracy_spread"]),
+            "ms / step": plus_minus(row["ms_per_step"], row["ms_spread"], 2),
+            "examples / s": "–" if np.isnan(rate) else f"{rate:,.0f}",
+            "attack success %": success,
+            "RMSE": "–" if np.isnan(row["rmse"]) else f"{row['rmse']:.3f}",
+        }
+
+    return pd.DataFrame([cells(row) for row in summary(records).to_dict("records")], columns=list(_WIDTHS))
+
+
+def _line(cells: Mapping[Any, str]) -> str:
+    """Cells side by side, each as wide as its column."""
+    return "".join(f"{cells[name]:{'<' if w < 0 else '>'}{abs(w)}}" for name, w in _WIDTHS.items())
+
+
+def table(records: Sequence[Mapping]) -> str:
+    """The four-metric table for a console."""
+    head = _line({name: name for name in _WIDTHS})
+    lines = [head, "-" * len(head), *(_line(row) for row in formatted(records).to_dict("records"))]
     if not records:
         return "\n".join(lines)
     runs = of_kind(records, "train")

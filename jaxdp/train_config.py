@@ -22,7 +22,7 @@ class TrainConfig:
     """Data set: a name that `jaxdp data list` shows, or a .npz file."""
     image_size: int | None = None
     """Resample images to this size; None leaves them as they are."""
-    model: Literal["cnn", "lenet", "mlp", "cifar_cnn", "logistic"] = "mlp"
+    model: Literal["cnn", "lenet", "mlp", "cifar_cnn", "tanh_cnn", "logistic"] = "mlp"
     """Network."""
     activation: Literal["relu", "tanh", "sigmoid"] | None = None
     """Activation; None for the network's own."""
@@ -65,6 +65,9 @@ class TrainConfig:
     """Optimizer of the noised gradients."""
     learning_rate: float = 0.5
     """Its learning rate."""
+    ema_decay: float | None = None
+    """Decay of an exponential moving average of the noised parameters over the steps: what is evaluated, at no
+    cost in privacy. None evaluates the parameters of the step."""
     microbatch_size: int | Literal["auto"] = "auto"
     """Examples whose gradients exist at the same time."""
 
@@ -94,9 +97,11 @@ class TrainConfig:
             raise ValueError(f"delta={self.delta}: must lie in (0, 1)")
         if not 0 < self.sampling_rate <= 1:
             raise ValueError(f"sampling_rate={self.sampling_rate}: must lie in (0, 1]")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise ValueError(f"ema_decay={self.ema_decay}: must lie in (0, 1)")
         for name in (
             *("learning_rate", "scale", "l2_norm_clip", "target_epsilon", "budget_epsilon"),
-            *("clip_learning_rate", "count_noise"),
+            *("noise_multiplier", "clip_learning_rate", "count_noise"),
         ):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):

@@ -7,6 +7,7 @@ its epochs, and sigma is traced, so it is compiled once whatever the schedule.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -51,6 +52,7 @@ class TrainState(NamedTuple):
       sample_key: the secret that batches are derived from.
       overflow: whether a Poisson batch ever outgrew its places; the run must not go on then.
       follow: of an adaptive schedule, what it spent and which noise multipliers it used.
+      average: exponential moving average of the parameters after each step, see `averaged`; () without one.
     """
 
     step: Int[Array, ""]
@@ -59,6 +61,12 @@ class TrainState(NamedTuple):
     sample_key: Array
     overflow: Bool[Array, ""]
     follow: PyTree = ()
+    average: PyTree = ()
+
+    @property
+    def evaluated(self) -> PyTree:
+        """The parameters to evaluate and to use: the average where one is kept, else those of the step."""
+        return self.average if jax.tree.leaves(self.average) else self.params
 
 
 class Adjustable(NamedTuple):
@@ -109,7 +117,7 @@ class Run:
       epoch: `(state, (x, y), stop) -> (state, Diagnostics)`: compiled; steps until `state.step == stop`, or
         until the filter of an adaptive schedule admits no more.
       admits: `state -> bool`: whether that filter admits the next step; true without one.
-      evaluate: `params -> accuracy` on the test split, compiled.
+      evaluate: `params -> accuracy` on the test split, compiled; of a state's `evaluated` parameters.
       traces: grows by one entry each time the step is traced.
       adjustable_step, adjustable_epoch: `step` and `epoch` before their `Adjustable`, the first argument.
     """
@@ -165,6 +173,26 @@ def program(config: TrainConfig) -> TrainConfig:
     if not config.clipping.startswith("quantile"):  # whose noise on the count depends on the largest sigma
         fixed["scale"] = 1.0
     return dataclasses.replace(config, **fixed)
+
+
+def averaged(average: PyTree, params: PyTree, step: Int[Array, ""], decay: float) -> PyTree:
+    """The exponential moving average of the parameters with those after one more step.
+
+    After n steps their weights are decay^(n - 1), ..., decay, 1, divided by their sum: the initial parameters
+    have none, and no bias is left to correct (it is what `optax.ema` gives with its debiasing).
+
+    Formal guarantee: the average is a function of the noised parameters alone, which the run's epsilon covers
+    all together (post-processing), so it costs no privacy.  Without noise it protects nothing, and it hides
+    nothing: whoever sees the run sees the parameters of the steps, and those are what attacks are given.
+
+    Args:
+      average: the average before, of the structure of `params`; whatever it is before the first step.
+      params: the parameters after the step.
+      step: the number of the step, from 0.
+      decay: in (0, 1).
+    """
+    sum_of_weights = -jnp.expm1(math.log(decay) * (step + 1)) / (1 - decay)
+    return optax.incremental_update(params, average, 1 / sum_of_weights)
 
 
 def noise_schedule(config: TrainConfig) -> Schedule | None:
@@ -340,7 +368,7 @@ def build(
     traces: list[int] = []
 
     def bound(state: TrainState) -> Float[Array, ""]:
-        assert clipper is not None
+        assert clipper is not None and clipper.sensitivity is not None
         return clipper.sensitivity(state.opt_state[0].clip, state.step)
 
     def admits(state: TrainState):
@@ -357,13 +385,17 @@ def build(
         if follow is not None:
             followed, chosen["noise_multiplier"] = follow.charge(followed, bound(state), state.step)
         updates, opt_state = chain(given).update(grads, state.opt_state, state.params, **chosen)
+        params, average = optax.apply_updates(state.params, updates), state.average
+        if config.ema_decay is not None:
+            average = averaged(average, params, state.step, config.ema_decay)
         return TrainState(
             step=state.step + 1,
-            params=optax.apply_updates(state.params, updates),
+            params=params,
             opt_state=opt_state,
             sample_key=state.sample_key,
             overflow=state.overflow | drawn.overflow,
             follow=followed,
+            average=average,
         ), diagnostics(opt_state, losses, drawn.mask)
 
     @jax.jit
@@ -378,7 +410,7 @@ def build(
     def init(config: TrainConfig) -> TrainState:
         params = make_model(config, dataset).params if given is None else given.params
         sample_key, noise_key = _keys(config)
-        opt_state = chain(adjustable(config)).init(params)
+        opt_state: Any = chain(adjustable(config)).init(params)
         if clipper is not None:
             opt_state = (opt_state[0]._replace(key=noise_key), *opt_state[1:])
         return TrainState(
@@ -388,6 +420,7 @@ def build(
             sample_key=sample_key,
             overflow=jnp.zeros((), bool),
             follow=() if follow is None else follow.init(),
+            average=() if config.ema_decay is None else params,
         )
 
     given_first = adjustable(config)

@@ -1,8 +1,31 @@
 """Strict JAX for every test: shapes checked against their annotations, no implicit rank promotion."""
 
+import tempfile
+
 import jax
+import pytest
 from jaxtyping import install_import_hook
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+# Most of the time of these tests is XLA compiling, often the same program once more for another test: each
+# process keeps what it compiled, for itself and until it ends.  Tracing, which the tests count, is as it was.
+_PROGRAMS = tempfile.TemporaryDirectory(prefix="jaxdp-programs-")
+jax.config.update("jax_compilation_cache_dir", _PROGRAMS.name)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
 install_import_hook("jaxdp", "numeric_tower.check")
+
+
+@pytest.fixture
+def quick_compilation():
+    """Machine code compiled in a hurry, for tests whose programs take longer to compile than to run.
+
+    The programs are the same; only their code is slower and rounds otherwise.  Not for tests of what
+    rounding, or the code of real runs, does.
+    """
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)

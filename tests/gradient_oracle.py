@@ -11,8 +11,8 @@ B = 2
 
 def by_loop(loss_fn, params, batch):
     """One example after the other, without vmap, without any rewriting."""
-    examples = [jax.tree.map(lambda x, i=i: x[i], batch) for i in range(B)]
-    grads = [jax.grad(loss_fn)(params, example) for example in examples]
+    gradient = jax.jit(jax.grad(loss_fn))
+    grads = [gradient(params, jax.tree.map(lambda x, i=i: x[i], batch)) for i in range(B)]
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *grads)
 
 
@@ -36,24 +36,26 @@ def check(loss_fn, params, batch, *, rtol=1e-5, expect_factored=None):
         }
         reduced = {
             method: [
-                (gradients.squared_norm(leaf), gradients.weighted_sum(leaf, weights, jnp.ones(B, bool)))
+                (
+                    leaf.dense() if isinstance(leaf, gradients.Factored) else leaf,
+                    gradients.squared_norm(leaf),
+                    gradients.weighted_sum(leaf, weights, jnp.ones(B, bool)),
+                )
                 for leaf in leaves_of(grads)
             ]
             for method, (_, grads) in found.items()
         }
-        return by_loop(loss_fn, params, batch), found, reduced
+        return found, reduced
 
-    oracle, found, reduced = everything(params, batch)
+    oracle = by_loop(loss_fn, params, batch)
+    found, reduced = everything(params, batch)
     largest = max(np.abs(np.asarray(leaf, np.float64)).max() for leaf in jax.tree.leaves(oracle))
     for method, (losses, grads) in found.items():
         assert losses.shape == (B,)
         assert jax.tree.structure(grads, is_leaf=gradients.is_leaf) == jax.tree.structure(params)
-        for leaf, (squared, total), true in zip(
-            leaves_of(grads), reduced[method], jax.tree.leaves(oracle), strict=True
-        ):
+        for (full, squared, total), true in zip(reduced[method], jax.tree.leaves(oracle), strict=True):
             true = np.asarray(true, np.float64)
             size = max(np.abs(true).max(), 1e-2 * largest)  # a gradient that vanishes is all rounding
-            full = leaf.dense() if isinstance(leaf, gradients.Factored) else leaf
             np.testing.assert_allclose(np.asarray(full, np.float64) / size, true / size, atol=rtol, rtol=0)
             flat = true.reshape(B, -1)
             np.testing.assert_allclose(squared, (flat**2).sum(1), rtol=4 * rtol, atol=4 * rtol * size**2)

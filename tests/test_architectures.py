@@ -13,12 +13,14 @@ from hypothesis import strategies as st
 
 from benchmarks import networks
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 TOKENS, WIDTH = 5, 12
 
 
 def transformer(dtype=jnp.float32, **sizes):
     """The benchmarks' transformer, unmodified, made small; its loss of one example, and parameters."""
-    sizes = dict(vocabulary=7, tokens=TOKENS, width=WIDTH, heads=2, layers=4) | sizes
+    sizes = dict(vocabulary=7, tokens=TOKENS, width=WIDTH, heads=2, layers=2) | sizes
     model = networks.functional(networks.Transformer(nnx.Rngs(0), **sizes))
 
     def loss_fn(params, example):
@@ -33,8 +35,8 @@ def tokens(length=TOKENS):
 
 
 # Four kernels of the attention (P = 5 positions, 12 x 12: Gram costs less than the product up to P = 6), two of
-# the MLP, in each of four blocks, and the head; the embeddings, norms and biases are dense.
-KERNELS = 4 * 6 + 1
+# the MLP, in each of two blocks, and the head; the embeddings, norms and biases are dense.
+KERNELS = 2 * 6 + 1
 
 
 def test_transformer_in_float32():

@@ -10,7 +10,9 @@ from jaxdp.attacks import picture, sweep
 from jaxdp.commands import attack
 from jaxdp.metrics import wilson
 
-CONFIG = attack.Config(data="digits", size=8, victims=4, sigmas=(0.01, 0.1), activation="relu")
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+CONFIG = attack.Config(data="digits", image_size=8, victims=4, sigmas=(0.01, 0.1), activation="relu")
 
 
 @pytest.fixture(scope="module")

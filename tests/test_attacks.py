@@ -32,6 +32,8 @@ from jaxdp.attacks import (
 from jaxdp.attacks.levenberg_marquardt import levenberg_marquardt
 from jaxdp.attacks.solver import Problem
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 SHAPE, CLASSES = (6, 6, 1), 4
 
 
@@ -218,11 +220,11 @@ def relu_loss(params, example):
 def test_smoothing_leads_to_the_network_as_it_is():
     x, y = images(1)
     example = (jnp.asarray(x[0]), y[0])
-    sharp = jax.grad(relu_loss)(PARAMS, example)
+    sharp = jax.jit(jax.grad(relu_loss))(PARAMS, example)
     slope = jax.jit(lambda width: jax.grad(smoothing.smoothed(relu_loss, width))(PARAMS, example))
     for width, tolerance in ((0.0, 1e-5), (1e-3, 1e-2)):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=tolerance), slope(width), sharp)  # noqa: B023
-    wide = smoothing.smoothed(relu_loss, 1.0)(PARAMS, example)
+    wide = jax.jit(smoothing.smoothed(relu_loss, 1.0))(PARAMS, example)
     assert abs(wide - relu_loss(PARAMS, example)) > 1e-3
     assert smoothing.has_relu(relu_loss, PARAMS, example) and not smoothing.has_relu(loss_fn, PARAMS, example)
 
@@ -236,7 +238,7 @@ def test_the_signal_read_off_the_leak_predicts_it_exactly(clip):
         observation = jax.tree.map(lambda leaf: jnp.asarray(leaf[i]), seen)  # noqa: B023
         signal = inference.head_signal(leak, observation, CLASSES)
         loss = inference.signal_loss(loss_fn, CLASSES)
-        predicted = leaks.forward(loss, Leak(), PARAMS, x[i], signal)
+        predicted = jax.jit(functools.partial(leaks.forward, loss, Leak()))(PARAMS, x[i], signal)
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), predicted, observation.observed
         )
@@ -383,9 +385,10 @@ def test_objective_gradients_agree_with_finite_differences(name):
         leak = Leak(clip="flat", window=2)
         params = jax.tree.map(lambda *p: np.stack(p).astype(float), network(0), network(1))
         x, y = images(1)
-        observed = leaks.forward(loss_fn, leak, params, jnp.asarray(x, float), y, 0.5)
-        target = objectives.target(name, observed, jnp.array([0.1, 0.3]), window=2)
+        forward = jax.jit(lambda x: leaks.forward(loss_fn, leak, params, x, y, 0.5))
+        target = objectives.target(name, forward(jnp.asarray(x, float)), jnp.array([0.1, 0.3]), window=2)
 
+        @jax.jit
         def objective(z):
             predicted = leaks.forward(loss_fn, leak, params, z.reshape(1, *SHAPE), y, 0.5)
             return objectives.half_square(objectives.residual(name, predicted, target, window=2))
@@ -395,7 +398,7 @@ def test_objective_gradients_agree_with_finite_differences(name):
         direction = jax.random.normal(jax.random.key(1), (36,))
         h = 1e-5
         difference = (objective(z + h * direction) - objective(z - h * direction)) / (2 * h)
-        np.testing.assert_allclose(jax.grad(objective)(z) @ direction, difference, rtol=1e-5)
+        np.testing.assert_allclose(jax.jit(jax.grad(objective))(z) @ direction, difference, rtol=1e-5)
 
 
 def minimise(solver, problem, z, ticks):
@@ -441,12 +444,13 @@ def test_levenberg_marquardt_solves_nonlinear_least_squares():
 
 
 def test_forward_is_the_plain_loop():
-    x, y = images(3)
+    (x, y), gradient = images(3), jax.jit(jax.grad(loss_fn))
     for clip in leaks.CLIPS:
-        each = [jax.grad(loss_fn)(PARAMS, (x[i], y[i])) for i in range(3)]
+        each = [gradient(PARAMS, (x[i], y[i])) for i in range(3)]
         clipped = [clip_by_hand(clip, gradient, 0.2) for gradient in each]
         expected = jax.tree.map(lambda *g: sum(g) / 3, *clipped)
-        found = leaks.forward(loss_fn, Leak(clip=clip, batch_size=3), PARAMS, x, y, 0.2)
+        forward = functools.partial(leaks.forward, loss_fn, Leak(clip=clip, batch_size=3))
+        found = jax.jit(forward)(PARAMS, x, y, 0.2)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7), found, expected)
 
 
@@ -464,10 +468,10 @@ def clip_by_hand(clip, gradient, bound):
 
 
 def test_updates_are_the_plain_loop():
-    x, y = images(2)
+    (x, y), gradient = images(2), jax.jit(jax.grad(loss_fn))
     current = PARAMS
     for _ in range(3):
-        gradients = [jax.grad(loss_fn)(current, (x[i], y[i])) for i in range(2)]
+        gradients = [gradient(current, (x[i], y[i])) for i in range(2)]
         current = jax.tree.map(lambda p, a, b: p - 0.5 * (a + b) / 2, current, *gradients)
     expected = jax.tree.map(lambda start, end: (start - end) / (3 * 0.5), PARAMS, current)
     found = leaks.forward(loss_fn, Leak(batch_size=2, local_steps=3), PARAMS, x, y, learning_rate=0.5)
@@ -502,7 +506,7 @@ def infer(rule, leak, victims):
     def one(observation):
         return inference.infer_labels(rule, loss_fn, leak, PARAMS, observation, PUBLIC, CLASSES)
 
-    return np.asarray(jax.vmap(one)(jax.tree.map(jnp.asarray, seen)))
+    return np.asarray(jax.jit(jax.vmap(one))(jax.tree.map(jnp.asarray, seen)))
 
 
 def test_column_norm_finds_labels_behind_signed_features():
@@ -541,8 +545,8 @@ def test_noisy_first_layer_is_never_worse_than_the_prior_mean():
         victims, x, _ = leaked(Leak(), count=20, noise_std=std)
         leaves = jax.tree.leaves(victims.observed)
         noisy = functools.partial(analytic.noisy_input, noise_std=std, prior=PUBLIC.prior)
-        found = jax.vmap(noisy)(leaves[kernel], leaves[bias])
-        plain = jax.vmap(analytic.exact_input)(leaves[kernel], leaves[bias])
+        found = jax.jit(jax.vmap(noisy))(leaves[kernel], leaves[bias])
+        plain = jax.jit(jax.vmap(analytic.exact_input))(leaves[kernel], leaves[bias])
         square = lambda guess: float(np.square(guess - x.reshape(20, -1)).mean())  # noqa: B023, E731
         means[std] = square(found), square(plain), square(np.broadcast_to(PUBLIC.mean.ravel(), (20, 36)))
     assert all(found <= 1.1 * prior for found, _, prior in means.values()), means
@@ -564,8 +568,9 @@ def test_risk_is_the_posterior_of_a_linear_leak():
 
 def test_information_is_the_jacobians_square():
     x, y = images(1)
-    found = risk.information(loss_fn, Leak(clip="flat"), PARAMS, jnp.asarray(x[0]), jnp.asarray(y[0]), 0.1)
-    forward = lambda z: leaks.forward(loss_fn, Leak(clip="flat"), PARAMS, z[None], y, 0.1)  # noqa: E731
+    information = functools.partial(risk.information, loss_fn, Leak(clip="flat"))
+    found = jax.jit(information)(PARAMS, jnp.asarray(x[0]), jnp.asarray(y[0]), 0.1)
+    forward = jax.jit(lambda z: leaks.forward(loss_fn, Leak(clip="flat"), PARAMS, z[None], y, 0.1))
     v = jax.random.normal(jax.random.key(0), SHAPE)
     h = 1e-2
     plus, minus = (forward(jnp.asarray(x[0]) + s * h * v) for s in (1, -1))

@@ -21,6 +21,7 @@ from jaxdp.train_config import TrainConfig
 ONE_STEP = dict(steps=1, sampling="full", sampling_rate=1.0)
 SAMPLED = dict(steps=4, sampling="poisson", sampling_rate=0.5)
 KEY = jax.random.key(20)
+QUICK = pytest.mark.usefixtures("quick_compilation")
 
 
 def config_of(**changes):
@@ -112,6 +113,7 @@ def test_outputs_that_are_not_numbers_tell_apart():
 # --- what is audited ------------------------------------------------------------------------------------
 
 
+@QUICK
 def test_what_is_observed_is_what_training_does():
     """The parameters after a run of the audit are those of `Run.epoch` with the same keys and all canaries."""
     config = config_of(**SAMPLED, schedule="linear", start=1.5, end=0.5)
@@ -139,6 +141,7 @@ def test_what_is_observed_is_what_training_does():
     "adjacency, absent", [("add_or_remove_one", 0), ("zero_out", 0), ("replace_one", -1)]
 )
 @pytest.mark.parametrize("mechanism", command.CLAIMED)
+@QUICK
 def test_a_canary_contributes_all_it_may_in_its_own_direction(mechanism, adjacency, absent):
     """Without noise: 1 along its own direction, and along another's exactly what an absent one is."""
     changes = dict(noise_multiplier=1e-6, adjacency=adjacency) | ONE_STEP | command.MECHANISMS[mechanism]
@@ -343,6 +346,7 @@ BY_PROFILE = (noise_a_fifth_too_small, poisson_claimed_but_not_done, bound_sched
 
 
 @pytest.mark.parametrize("plant", PLANTED, ids=lambda plant: plant.__name__)
+@QUICK
 def test_the_bug_is_caught_and_the_step_as_it_is_passes(plant, monkeypatch):
     changes = dict(PLANTED[plant])
     assert not sound(**changes).violated

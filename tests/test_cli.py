@@ -8,7 +8,7 @@ from jaxdp import cli
 @pytest.mark.parametrize(
     "arguments, text",
     [
-        (["train", "--noise-multiplier", "-1"], "value=-1.0"),
+        (["train", "--noise-multiplier", "-1"], "noise_multiplier=-1.0"),
         (["train", "--l2-norm-clip", "0"], "l2_norm_clip=0.0"),
         (["train", "--delta", "0"], "delta=0.0"),
         (["train", "--sampling-rate", "1.5"], "sampling_rate=1.5"),
@@ -28,6 +28,18 @@ def test_refusals_are_one_line_and_leave_nothing(arguments, text, tmp_path, monk
     out, err = capsys.readouterr()
     assert text in err and err.count("\n") == 1 and not out
     assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+
+
+@pytest.mark.parametrize(
+    "arguments, line",
+    [
+        (["train", "--steps", "-5"], "jaxdp train: steps=-5: must be >= 1\n"),
+        (["report", "nowhere"], "jaxdp report: Unrecognized options: nowhere See jaxdp report --help\n"),
+    ],
+)
+def test_what_the_parser_refuses_is_said_once(arguments, line, capsys):
+    assert cli.main(arguments) == 2
+    assert capsys.readouterr().err == line
 
 
 def test_usage_lists_every_command(capsys):

@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 
 from jaxdp import gradients, models
 
+QUICK = pytest.mark.usefixtures("quick_compilation")
+
 
 def dense_params(*sizes):
     return [
@@ -107,6 +109,7 @@ def test_bfloat16_parameters():
 # --- convolutions, by property ---------------------------------------------------------------------------
 
 
+@QUICK
 @settings(max_examples=15, deadline=None, derandomize=True)
 @given(
     height=st.integers(4, 7), width=st.integers(4, 7), channels=st.integers(1, 3), features=st.integers(1, 3),
@@ -183,6 +186,7 @@ class LinenBlock(nn.Module):
         return nn.Dense(5)(x.mean(-2))
 
 
+@QUICK
 def test_linen_transformer():
     module, tokens = LinenBlock(), jnp.asarray(np.random.default_rng(0).integers(0, 11, (B, 4)))
     params = module.init(jax.random.key(0), tokens[0])["params"]
@@ -230,9 +234,9 @@ def test_equinox_network():
     check(loss_fn, params, (normal(B, 6), jnp.arange(B)), expect_factored=3)
 
 
-@pytest.mark.parametrize("name", ["cnn", "cifar_cnn"])
+@pytest.mark.parametrize("name", ["cnn", "cifar_cnn", "tanh_cnn"])
 def test_own_models(name):
-    shape = (12, 12, 1) if name != "cifar_cnn" else (8, 8, 3)
+    shape = {"cnn": (12, 12, 1), "cifar_cnn": (8, 8, 3), "tanh_cnn": (14, 14, 1)}[name]
     model = models.create(name, jax.random.key(1), input_shape=shape, classes=4)
     # A ReLU or a maximum may fall on the other side by rounding: a few entries, hence the wider bound.
     check(models.cross_entropy(model), model.params, (normal(B, *shape), jnp.arange(B)), rtol=5e-5)

@@ -93,6 +93,14 @@ def test_not_private_variants_are_marked_and_their_number_is_nominal(page):
     assert any("nominal 0.610" in row for row in rows)
 
 
+def test_the_console_and_a_notebook_show_the_same_cells(records):
+    cells = tables.formatted(records)
+    lines = tables.table(records).splitlines()
+    for row, line in zip(cells.to_dict("records"), lines[2:], strict=False):
+        assert line.split() == " ".join(row.values()).split()
+    assert tables.formatted([]).empty and list(tables.formatted([])) == list(cells)
+
+
 def test_figures_draw_what_the_records_hold(records):
     for figure in (figures.epsilon_over_steps, figures.sigma_over_steps, figures.accuracy_over_steps):
         svg = figure(records)

@@ -110,6 +110,49 @@ def test_overflow_is_an_error_and_leaves_nothing(digits, tmp_path, monkeypatch):
     assert checkpoints.latest_step(tmp_path / "run") is None
 
 
+# --- averaged parameters ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("decay", [0.01, 0.9, 0.9999])
+def test_the_average_is_the_moving_average_of_optax(decay):
+    """Three steps, from a first value that must not count."""
+    oracle = optax.ema(decay, debias=True)
+    rows = {"w": jnp.asarray(np.random.default_rng(0).normal(size=(3, 4)), jnp.float32)}
+    state = oracle.init(jax.tree.map(lambda r: r[0], rows))
+    average = {"w": jnp.ones(4)}
+    for step in range(3):
+        params = jax.tree.map(lambda r, s=step: r[s], rows)
+        expected, state = oracle.update(params, state)
+        average = training.averaged(average, params, jnp.int32(step), decay)
+        # optax forms 1 - decay^n from rounded powers: at 0.9999 it is the less exact of the two
+        np.testing.assert_allclose(average["w"], expected["w"], rtol=2e-6 + 2e-7 / (1 - decay), atol=1e-6)
+
+
+def test_averaging_changes_what_is_evaluated_and_nothing_else(digits, tmp_path):
+    """Same steps, noise and epsilon; whoever watches or attacks the run is given the parameters of the step."""
+    seen = []
+    config = dataclasses.replace(CONFIG, ema_decay=0.9)
+    averaged = runs.train(
+        config, dataset=digits, folder=tmp_path / "run", observer=lambda step, params: seen.append(params)
+    )
+    plain = runs.train(CONFIG, dataset=digits)
+    assert len(averaged.run.traces) == 1 and plain.state.average == ()
+    assert bits(averaged.state.params) == bits(plain.state.params) == bits(seen[-1])
+    assert averaged.epsilon == plain.epsilon and averaged.ledger == plain.ledger
+    last = averaged.curves["test_accuracy"][-1]
+    assert last == float(averaged.run.evaluate(averaged.state.average))
+    assert last != plain.curves["test_accuracy"][-1]
+    assert recording.train_record(averaged)["metrics"]["test_accuracy"] == last
+    run, state, _ = runs.from_checkpoint(tmp_path / "run")
+    assert bits(state.params) == bits(plain.state.params)
+    assert float(run.evaluate(state.evaluated)) == last
+    with pytest.raises(ValueError, match=r"ema_decay=0\.5: the checkpoint was made with ema_decay=0\.9"):
+        again = dataclasses.replace(config, ema_decay=0.5)
+        runs.train(again, dataset=digits, folder=tmp_path / "run", resume=True)
+    with pytest.raises(ValueError, match="another model, optimizer, average or clipping"):
+        runs.train(CONFIG, dataset=digits, folder=tmp_path / "run", resume=True)
+
+
 # --- quantile clipping -----------------------------------------------------------------------------------
 
 QUANTILE = dataclasses.replace(CONFIG, clipping="quantile", l2_norm_clip=0.1)
@@ -192,9 +235,9 @@ def worker(config, folder):
 
 
 def test_kill_9_and_resume_gives_the_same_bits(digits, tmp_path):
-    """Killed between two checkpoints of a run with momentum, resumed in another process."""
+    """Killed between two checkpoints of a run with momentum and averages, resumed in another process."""
     config = dataclasses.replace(
-        CONFIG, optimizer="momentum", learning_rate=0.1, steps=4_000, evaluate_every=20
+        CONFIG, optimizer="momentum", learning_rate=0.1, ema_decay=0.99, steps=1_500, evaluate_every=20
     )
     config = dataclasses.replace(config, clipping="quantile_per_layer", scale=1.0)
     whole = runs.train(config, dataset=digits)
@@ -208,6 +251,7 @@ def test_kill_9_and_resume_gives_the_same_bits(digits, tmp_path):
     assert 40 <= reached < config.steps
     resumed = runs.train(config, dataset=digits, folder=tmp_path / "run", resume=True)
     assert bits(resumed.state.params) == bits(whole.state.params)
+    assert bits(resumed.state.average) == bits(whole.state.average) != bits(whole.state.params)
     assert bits(resumed.state.opt_state[1:]) == bits(whole.state.opt_state[1:])
     assert resumed.epsilon == whole.epsilon and resumed.curves == whole.curves
     assert resumed.steps_timed == config.steps - reached
@@ -315,9 +359,10 @@ def test_a_missing_ledger_is_refused(digits, tmp_path):
         (dict(l2_norm_clip=0.0), "l2_norm_clip=0.0"),
         (dict(learning_rate=float("nan")), "learning_rate=nan"),
         (dict(scale=-1.0), "scale=-1.0"),
+        (dict(ema_decay=1.0), "ema_decay=1.0"),
         (dict(target_epsilon=3.0), "scale=0.2, target_epsilon=3.0"),
         (dict(schedule="none", scale=1.0, target_epsilon=3.0), "schedule='none'"),
-        (dict(schedule="fixed", noise_multiplier=-2.0), "value=-2.0"),
+        (dict(schedule="fixed", noise_multiplier=-2.0), "noise_multiplier=-2.0"),
         (dict(budget_epsilon=1e-6), "budget_epsilon=1e-06"),
         (dict(clipping="l2_max", budget_epsilon=1.0), "budget_epsilon=1.0.*private gradients"),
         (dict(clipping="quantile", l2_norm_clip_end=1.0), "l2_norm_clip_end=1.0: quantile"),

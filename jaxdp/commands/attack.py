@@ -22,7 +22,7 @@ class Config:
     """Folder of `jaxdp train --output`: its model and data are attacked; None for a fresh model."""
     data: str = "digits"
     """Data set; victims are test examples, what the attacker knows comes from the training split."""
-    size: int = 28
+    image_size: int = 28
     """Side of the images."""
     model: str | None = None
     """Network of a fresh model; None for lenet on images, mlp on tabular rows."""
@@ -54,7 +54,7 @@ class Config:
     """Training examples from which the attacker learns its prior."""
     seed: int = 0
     """Seed of weights, noise and starts: the leaks are synthetic, nobody is protected by it."""
-    output: pathlib.Path = pathlib.Path("results/attack")
+    output: pathlib.Path = pathlib.Path("runs/attack")
     """Folder of attack.json, attack.png and records/, one record a row."""
     progress: bool = True
     """Show progress bars."""
@@ -80,7 +80,7 @@ def _fresh(config: Config):
     """Data, network, parameters, description and step of a fresh model."""
     dataset = data.load(config.data)
     if len(dataset.input_shape) == 3:
-        dataset = data.resized(dataset, config.size)
+        dataset = data.resized(dataset, config.image_size)
     elif dataset.public_preprocessing:
         dataset = data.standardized(dataset)
     name = config.model or ("lenet" if len(dataset.input_shape) == 3 else "mlp")

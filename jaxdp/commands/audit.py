@@ -7,7 +7,7 @@ import dataclasses
 import json
 import pathlib
 import time
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 
@@ -16,8 +16,12 @@ from jaxdp.audit import Finding
 from jaxdp.privatize import entropy_key
 from jaxdp.train_config import TrainConfig
 
+Mechanism = Literal[
+    "flat", "per_layer", "per_layer_published", "automatic", "scheduled", "quantile", "l2_max"
+]
+Sigma = Literal["fixed", "dynamic"]
 # How each example is bounded: what the configuration of a training run says of it.
-MECHANISMS = {
+MECHANISMS: dict[Mechanism, dict[str, Any]] = {
     "flat": dict(clipping="flat"),
     "per_layer": dict(clipping="per_layer"),
     "per_layer_published": dict(clipping="per_layer_published"),
@@ -26,14 +30,14 @@ MECHANISMS = {
     "quantile": dict(clipping="quantile", count_noise=2.0),
     "l2_max": dict(clipping="l2_max"),
 }
-CLAIMED = tuple(name for name in MECHANISMS if name != "l2_max")
-SIGMAS = ("fixed", "dynamic")
+CLAIMED: tuple[Mechanism, ...] = tuple(name for name in MECHANISMS if name != "l2_max")
+SIGMAS: tuple[Sigma, ...] = ("fixed", "dynamic")
 # One step on the full batch, or a few on Poisson batches: what is left of the noise then is Gaussian, or mixed.
-_DIRECT = {
+_DIRECT: dict[Sigma, dict[str, Any]] = {
     "fixed": dict(steps=1, sampling="full", sampling_rate=1.0),
     "dynamic": dict(steps=4, sampling="poisson", sampling_rate=0.5),
 }
-_ONE_RUN = dict(steps=20, sampling="poisson", sampling_rate=0.1)
+_ONE_RUN: dict[str, Any] = dict(steps=20, sampling="poisson", sampling_rate=0.1)
 _DIRECT_SHARE = 0.1  # of the probability of error: the direct test hardly needs it, the other does
 NOT_PROVED = (
     "A claim that stands is not proved: the audit tries these canaries, statistics and sizes, on this machine.",
@@ -47,14 +51,11 @@ NOT_PROVED = (
 class Config:
     """What to audit, and how closely."""
 
-    mechanisms: tuple[
-        Literal["flat", "per_layer", "per_layer_published", "automatic", "scheduled", "quantile", "l2_max"],
-        ...,
-    ] = CLAIMED
+    mechanisms: tuple[Mechanism, ...] = CLAIMED
     """Clipping; l2_max, for which nothing is claimed, is held against the nominal epsilon of its authors."""
-    sigmas: tuple[Literal["fixed", "dynamic"], ...] = SIGMAS
+    sigmas: tuple[Sigma, ...] = SIGMAS
     """Noise multipliers: fixed, or falling linearly from 1.5 to 0.75 times --noise-multiplier."""
-    methods: tuple[Literal["direct", "one_run"], ...] = audit.METHODS
+    methods: tuple[audit.Method, ...] = audit.METHODS
     """Many short runs with and without one canary; one longer run with many."""
     noise_multiplier: float = 1.0
     """sigma: the smaller, the more an audit can see."""
@@ -92,21 +93,21 @@ class Config:
 class Row:
     """One audit of the table."""
 
-    mechanism: str
-    sigma: str
-    method: str
+    mechanism: Mechanism
+    sigma: Sigma
+    method: audit.Method
     config: TrainConfig
 
 
 def rows(config: Config) -> list[Row]:
     """All combinations, as the training runs that are audited."""
-    sigma = {
+    sigma: dict[Sigma, dict[str, Any]] = {
         "fixed": dict(schedule="fixed", noise_multiplier=config.noise_multiplier),
         "dynamic": dict(
             schedule="linear", start=1.5 * config.noise_multiplier, end=0.75 * config.noise_multiplier
         ),
     }
-    common = dict(
+    common: dict[str, Any] = dict(
         delta=config.delta,
         adjacency=config.adjacency,
         accountant="pld",

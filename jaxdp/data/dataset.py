@@ -123,7 +123,7 @@ def resized(dataset: Dataset, size: int) -> Dataset:
       ValueError: inputs that are not images, or a size that is not a whole number >= 1.
     """
     if len(dataset.input_shape) != 3:
-        raise ValueError(f"size={size}: data set {dataset.name} holds features, not images")
+        raise ValueError(f"size={size}: data set {dataset.name} holds features, not images; only None suits")
     if size < 1:
         raise ValueError(f"size={size}: must be a whole number >= 1")
     height, width, _ = dataset.input_shape

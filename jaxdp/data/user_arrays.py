@@ -55,6 +55,8 @@ def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             return {key: archive[key] for key in archive.files}
     except (zipfile.BadZipFile, ValueError, EOFError, AttributeError) as error:
+        if not zipfile.is_zipfile(path):  # NumPy takes any other content for a pickle, and says so
+            raise ValueError(f"data file {path}: not an .npz archive of arrays") from None
         raise ValueError(f"data file {path}: not a readable .npz of plain arrays ({error})") from None
 
 
