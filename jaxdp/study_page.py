@@ -23,6 +23,7 @@ from jaxdp.study_records import ATTACKS, RUNS, read
 from jaxdp.study_records import PUBLISHED as PUBLISHED_FILE
 from jaxdp.tables import markdown
 
+INFORMED = "informed adversary"
 Draw = Callable[[str, str, Mapping, str], str]
 
 
@@ -184,7 +185,7 @@ def _differences(rows, variant: str, epsilons: Sequence[float]) -> tuple[str, ..
 def _adversary(attacks, draw: Draw, where) -> str:
     parts = []
     for name, (_, found) in attacks.items():
-        rows = [row for row in found if row["attack"] == "informed adversary"]
+        rows = [row for row in found if row["attack"] == INFORMED]
         for epsilon in sorted({row["target"] for row in rows}):
             body = []
             for variant in (v for v in VARIANTS if any(r["variant"] == v for r in rows)):
@@ -241,7 +242,7 @@ def _of_one_step(rows, epsilon) -> list[tuple[str, ...]]:
 def _images(attacks, where) -> str:
     parts = []
     for name, (_, found) in attacks.items():
-        rows = [row for row in found if row["attack"] != "informed adversary"]
+        rows = [row for row in found if row["attack"] != INFORMED]
         for point in dict.fromkeys(row["leak_point"] for row in rows):
             for level in dict.fromkeys(row.get("level") for row in rows if row["leak_point"] == point):
                 own = [row for row in rows if row["leak_point"] == point and row.get("level") == level]
@@ -285,6 +286,16 @@ def _missing(runs, attacks) -> str:
             lines += [f"- {name}, `{variant}`: fewer seeds than the rest at ε = {', '.join(few)}."] * bool(
                 few
             )
+    points = {row["leak_point"] for _, rows in attacks.values() for row in rows if row["attack"] != INFORMED}
+    if not points & {"raw", "clipped"}:
+        lines.append(
+            "- Gradients that leak before any noise, raw or clipped, were not attacked in these runs; "
+            "the records of `python -m benchmarks attacks` do that."
+        )
+    if not points & {"noised", "noised batch"}:
+        lines.append(
+            "- No image was attacked behind the noise of these runs: the informed adversary alone was."
+        )
     unattacked = [name for name in runs if not attacks[name][1]]
     lines += [f"- Not attacked: {', '.join(unattacked)}."] * bool(unattacked)
     lines += [
