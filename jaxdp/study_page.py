@@ -203,7 +203,7 @@ def _adversary(attacks, draw: Draw, where) -> str:
         return ""
     text = (
         "## (b), (c) The informed adversary and the reconstruction bound\n\n"
-        "At the noise of these runs no image comes back from any variant, so the adversary is given "
+        "Attacks on pixels cannot rank variants where they fail on all, so the adversary is given "
         "more: the parameters of every step, the rest of each batch, and ten candidates for one example. "
         "Share of right answers in percent (chance: 10) with its interval over trials; after the slash "
         "the bound that no attack passes, in percent. Early, middle and late: a tenth of the run's "
@@ -279,8 +279,11 @@ def _missing(runs, attacks) -> str:
     for name, (_, rows) in runs.items():
         cells = by_seed(rows)
         most = max(len(seeds) for seeds in cells.values())
+        none = {e for e in every if not any((variant, e) in cells for variant in VARIANTS)}
+        if none:
+            lines.append(f"- {name}: nothing at ε = {', '.join(f'{e:g}' for e in sorted(none))}.")
         for variant in VARIANTS[1:]:
-            without = [f"{e:g}" for e in sorted(every) if (variant, e) not in cells]
+            without = [f"{e:g}" for e in sorted(every - none) if (variant, e) not in cells]
             few = [f"{e:g}" for e in sorted(every) if 0 < len(cells.get((variant, e), ())) < most]
             lines += [f"- {name}, `{variant}`: not run at ε = {', '.join(without)}."] * bool(without)
             lines += [f"- {name}, `{variant}`: fewer seeds than the rest at ε = {', '.join(few)}."] * bool(
