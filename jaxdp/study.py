@@ -26,6 +26,7 @@ from jaxtyping import PyTree
 from jaxdp import calibration, data, recording, results, runs, schedules, training
 from jaxdp.data import Dataset
 from jaxdp.data.dataset import stratified_split
+from jaxdp.ledger import Sampling
 from jaxdp.runs import TrainResult
 from jaxdp.train_config import TrainConfig
 
@@ -118,7 +119,7 @@ class Trial:
 def matched_noise_multiplier(schedule: str, sampling_rate: float, steps: int) -> float:
     """The constant noise multiplier that spends what a published schedule spends."""
     plan = calibration.Plan(
-        schedule=schedule, steps=steps, sampling=runs.Sampling(kind="poisson", rate=sampling_rate)
+        schedule=schedule, steps=steps, sampling=Sampling(kind="poisson", rate=sampling_rate)
     )
     settings = dict(delta=TrainConfig.delta, adjacency=TrainConfig.adjacency)
     return calibration.matched_constant(plan.ledger(), **settings)

@@ -162,3 +162,12 @@ def test_refuses(wrong):
     (name,) = wrong
     with pytest.raises(ValueError, match=f"^{name}="):
         StudyConfig(**wrong)
+
+
+def test_the_matched_constant_spends_what_the_published_schedule_spends():
+    config = study.settings(
+        "mnist",
+        study.SETUPS["mnist"],
+        study.Trial(variant="matched_linear", epsilon=None, learning_rate=0.5, seed=0),
+    )
+    assert config.schedule == "fixed" and 7 < config.noise_multiplier < 10
