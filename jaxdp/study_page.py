@@ -278,7 +278,7 @@ def _missing(runs, attacks) -> str:
     every = {epsilon for _, rows in runs.values() for _, epsilon in by_seed(rows) if epsilon is not None}
     for name, (_, rows) in runs.items():
         cells = by_seed(rows)
-        most = max(len(seeds) for seeds in cells.values())
+        most = max((len(seeds) for seeds in cells.values()), default=0)
         none = {e for e in every if not any((variant, e) in cells for variant in VARIANTS)}
         if none:
             lines.append(f"- {name}: nothing at ε = {', '.join(f'{e:g}' for e in sorted(none))}.")
