@@ -5,11 +5,12 @@ One function a family of records, each from its documents to Markdown; a family 
 
 import json
 import pathlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from benchmarks.timing import RECORDS
 from jaxdp import results
+from jaxdp.tables import markdown as _table
 
 README = pathlib.Path(__file__).parent / "README.md"
 HEAD = """# Benchmarks
@@ -19,11 +20,6 @@ Steps are timed in turns: every round runs each variant once, in random order, a
 medians of the ratios within a round.
 """
 Document = dict[str, Any]
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines) + "\n"
 
 
 def _number(value: float | None, digits: int = 2) -> str:

@@ -23,6 +23,7 @@ part in one step of an epoch at the most, and the divergence is at most that of 
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 
@@ -36,6 +37,7 @@ from jaxdp.pld import Steps
 ADJACENCIES = ("add_or_remove_one", "replace_one", "zero_out")
 ACCOUNTANTS = ("rdp", "pld")
 _CHUNK = 8192  # steps of a trajectory at a time
+_REMEMBERED = 2000  # noise multipliers of a run whose divergences are kept
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -137,8 +139,19 @@ def runs(ledger: Ledger, adjacency: str, start: int = 0, stop: int | None = None
 def divergences(
     rate: float, sigmas: Float[np.ndarray, " n"], adjacency: str, orders=rdp.ORDERS
 ) -> Float[np.ndarray, "n orders"]:
-    """RDP of one step at each noise multiplier under an adjacency."""
+    """RDP of one step at each noise multiplier under an adjacency; read-only where it is remembered."""
+    if orders is rdp.ORDERS and sigmas.size <= _REMEMBERED:
+        return _remembered_divergences(float(rate), np.asarray(sigmas, float).tobytes(), adjacency)
     return (rdp.replace_one if adjacency == "replace_one" else rdp.poisson_gaussian)(rate, sigmas, orders)
+
+
+@functools.lru_cache(maxsize=16)
+def _remembered_divergences(rate: float, sigmas: bytes, adjacency: str) -> np.ndarray:
+    """The same run is accounted for again and again: over seeds, for its claim and for its curve."""
+    of_step = rdp.replace_one if adjacency == "replace_one" else rdp.poisson_gaussian
+    table = of_step(rate, np.frombuffer(sigmas), rdp.ORDERS)
+    table.setflags(write=False)
+    return table
 
 
 def _describe(ledger: Ledger) -> str:

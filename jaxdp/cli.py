@@ -20,6 +20,7 @@ COMMANDS = {
     "audit": "measure from the outside what steps reveal, and hold it against the epsilon claimed",
     "attack": "reconstruct training examples from leaked gradients",
     "compare": "train, account for and attack every variant at the same epsilon; write the report",
+    "study": "train every variant on every data set at equal epsilon, attack the runs, write the study",
     "report": "write the report page from records",
     "data": "list, prepare and describe data sets",
 }

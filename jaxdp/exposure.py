@@ -37,6 +37,7 @@ class Case:
       point: what leaks, in words.
       clip: the clip rule, `none` or `flat`.
       noise_std: of the leaked mean gradient, per coordinate, one value for each batch of victims.
+      bound: the clip bound at that step; None for the bench's.
     """
 
     variant: str
@@ -46,6 +47,7 @@ class Case:
     point: str
     clip: str
     noise_std: np.ndarray
+    bound: float | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -98,7 +100,7 @@ class Bench:
         leak = Leak(clip="flat", batch_size=batch_size)
         x, y = self.batches(batch_size)
         count = len(x)
-        bounds = [_UNBOUNDED if case.clip == "none" else self.l2_norm_clip for case in cases]
+        bounds = [_UNBOUNDED if case.clip == "none" else self._bound(case) for case in cases]
         own = jax.tree.map(
             lambda *leaves: np.repeat(np.stack(leaves), count, axis=0), *(case.params for case in cases)
         )
@@ -129,6 +131,9 @@ class Bench:
             self._record(case, part, attacks, batch_size) for case, part in zip(cases, parts, strict=True)
         ]
 
+    def _bound(self, case: Case) -> float:
+        return self.l2_norm_clip if case.bound is None else case.bound
+
     def _labels(self, leak: Leak, victims: Victims, cases: Sequence[Case]) -> np.ndarray:
         """The labels that fit each victim's observation best, [cases * batches, B]."""
         program = _label_program(self.loss_fn, leak, self.classes)
@@ -147,7 +152,7 @@ class Bench:
         guess = metrics.matched(found.x, x).reshape(self.x.shape)
         std = float(case.noise_std.mean())
         leak = Leak(clip=case.clip, batch_size=batch_size)
-        known = evaluation.knowledge(leak, attacks[-1], noise_std=std, bound=self.l2_norm_clip)
+        known = evaluation.knowledge(leak, attacks[-1], noise_std=std, bound=self._bound(case))
         return results.attack_record(
             variant=case.variant,
             seed=0,

@@ -5,6 +5,7 @@ declared thresholds on the root mean square error, and against the best guess wi
 that baseline an RMSE of .2 on dark images looks like success.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -28,7 +29,7 @@ TABULAR = Criterion(EXACT, 0.3)
 
 
 class Interval(NamedTuple):
-    """A share with its confidence interval."""
+    """A share or a mean with its confidence interval."""
 
     estimate: float
     low: float
@@ -137,6 +138,22 @@ def wilson(successes: int, trials: int, confidence: float = 0.95) -> Interval:
         )
     interval = binomtest(int(successes), int(trials)).proportion_ci(confidence, method="wilson")
     return Interval(successes / trials, float(interval.low), float(interval.high))
+
+
+def t_interval(values: Sequence[float] | np.ndarray, confidence: float = 0.95) -> Interval:
+    """The mean of independent values with Student's interval; bounds are NaN where there are fewer than two.
+
+    >>> print(t_interval([1.0, 2.0, 3.0]))
+    2.00 [-0.48, 4.48]
+    """
+    from scipy import stats
+
+    values = np.asarray(values, float)
+    mean = float(values.mean()) if values.size else float("nan")
+    if values.size < 2:
+        return Interval(mean, float("nan"), float("nan"))
+    half = stats.t.ppf((1 + confidence) / 2, values.size - 1) * values.std(ddof=1) / values.size**0.5
+    return Interval(mean, mean - float(half), mean + float(half))
 
 
 def success_rate(hits: Array | np.ndarray, confidence: float = 0.95) -> Interval:

@@ -353,7 +353,8 @@ def train(
     Args:
       config: what to do.
       dataset: the data; None loads `config.data`.
-      run: an earlier run of this configuration with other seeds, so that nothing is compiled again.
+      run: an earlier run of the same program (`training.program`): with other seeds, another learning rate or
+        scale, so that nothing is compiled again.
       folder: where checkpoints go, after every `evaluate_every` steps; None for none.
       resume: go on from the newest checkpoint in `folder`; from the start where there is none.
       observer: called with (step, params) at the start and at every evaluation: the parameters of the step,
@@ -375,8 +376,7 @@ def train(
         config = resolved(config, dataset)
         run = training.build(config, dataset=dataset, kept=kept)
     else:
-        run = run.with_seeds(config.seed, config.noise_seed)
-        config = run.config
+        run = run.adjusted(config)
     state, spent, curves = run.init(config), Ledger(), _new_curves(config)
     if going_on:
         state, spent, curves = _resume(run, folder, target_epsilon)

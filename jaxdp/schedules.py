@@ -22,9 +22,10 @@ The last two are the families of Yu et al., "Differentially Private Model Publis
 (IEEE S&P 2019), here with the same end points as the others.
 """
 
+import functools
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -215,5 +216,14 @@ def values(schedule: Schedule, steps: int, start: int = 0) -> np.ndarray:
 
     Evaluated in float32 by the very function that scales the noise, then widened.
     """
+    if isinstance(schedule, Hashable):  # asked for again and again: by accountant, record and clipper
+        return _remembered(schedule, steps, start).copy()
+    return _evaluated(schedule, steps, start)
+
+
+def _evaluated(schedule: Schedule, steps: int, start: int) -> np.ndarray:
     with jax.ensure_compile_time_eval():  # a schedule is known, also where a run is built inside a trace
         return np.asarray(jax.jit(jax.vmap(schedule))(jnp.arange(start, start + steps)), np.float64)
+
+
+_remembered = functools.lru_cache(maxsize=128)(_evaluated)

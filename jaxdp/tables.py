@@ -1,6 +1,6 @@
 """Tables over records: a row a variant, mean and spread over seeds."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -169,3 +169,16 @@ def table(records: Sequence[Mapping]) -> str:
         "noise, [95 % interval]"
     )
     return "\n".join(lines)
+
+
+def markdown(header: Sequence[Any], rows: Iterable[Sequence[Any]]) -> str:
+    """A table in Markdown.
+
+    >>> print(markdown(["a", "b"], [[1, 2]]))
+    | a | b |
+    | --- | --- |
+    | 1 | 2 |
+    <BLANKLINE>
+    """
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines) + "\n"

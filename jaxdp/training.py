@@ -6,6 +6,7 @@ its epochs, and sigma is traced, so it is compiled once whatever the schedule.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -68,6 +69,23 @@ class TrainState(NamedTuple):
         return self.average if jax.tree.leaves(self.average) else self.params
 
 
+class Adjustable(NamedTuple):
+    """What a run may change without being compiled again: arguments of its compiled loop.
+
+    Attributes:
+      scale: factor on the noise schedule.
+      learning_rate: factor on the optimizer's updates.
+    """
+
+    scale: Float[Array, ""]
+    learning_rate: Float[Array, ""]
+
+
+def adjustable(config: TrainConfig) -> Adjustable:
+    """The arguments as configured."""
+    return Adjustable(jnp.float32(config.scale), jnp.float32(config.learning_rate))
+
+
 class Diagnostics(NamedTuple):
     """Of an epoch's last step, computed without noise: for the curator, covered by no epsilon.
 
@@ -101,6 +119,7 @@ class Run:
       admits: `state -> bool`: whether that filter admits the next step; true without one.
       evaluate: `params -> accuracy` on the test split, compiled; of a state's `evaluated` parameters.
       traces: grows by one entry each time the step is traced.
+      adjustable_step, adjustable_epoch: `step` and `epoch` before their `Adjustable`, the first argument.
     """
 
     config: TrainConfig
@@ -116,16 +135,44 @@ class Run:
     admits: Callable[[TrainState], Bool[Array, ""] | bool]
     evaluate: Callable[[PyTree], Float[Array, ""]]
     traces: list[int]
+    adjustable_step: Callable[..., tuple[TrainState, Diagnostics]]
+    adjustable_epoch: Callable[..., tuple[TrainState, Diagnostics]]
 
-    def with_seeds(self, seed: int, noise_seed: int | None) -> "Run":
-        """The same run from other weights, batches and noise, with nothing compiled again."""
+    def adjusted(self, config: TrainConfig) -> "Run":
+        """The run of another configuration, with nothing compiled again.
+
+        Args:
+          config: differs at most in the seeds, the learning rate, and the scale of a schedule whose clipper
+            does not depend on it.
+
+        Raises:
+          ValueError: a configuration that needs a program of its own.
+        """
+        if program(config) != program(self.config):
+            names = [f.name for f in dataclasses.fields(config)]
+            other = [n for n in names if getattr(program(config), n) != getattr(program(self.config), n)]
+            raise ValueError(f"{other[0]}={getattr(config, other[0])!r}: the run was compiled for another")
+        given = adjustable(config)
+        same = config.scale == self.config.scale
         return dataclasses.replace(
-            self, config=dataclasses.replace(self.config, seed=seed, noise_seed=noise_seed)
+            self,
+            config=config,
+            noise_multiplier=self.noise_multiplier if same else noise_schedule(config),
+            step=lambda state, train: self.adjustable_step(given, state, train),
+            epoch=lambda state, train, stop: self.adjustable_epoch(given, state, train, stop),
         )
 
     def train_arrays(self) -> tuple[Array, Array]:
         """The training split on the device, as stored: `(x, y)`."""
         return jnp.asarray(self.dataset.train_x), jnp.asarray(self.dataset.train_y)
+
+
+def program(config: TrainConfig) -> TrainConfig:
+    """The configuration without what needs no other program: equal ones share what is compiled."""
+    fixed: dict[str, Any] = {"seed": 0, "noise_seed": None, "learning_rate": 1.0}
+    if not config.clipping.startswith("quantile"):  # whose noise on the count depends on the largest sigma
+        fixed["scale"] = 1.0
+    return dataclasses.replace(config, **fixed)
 
 
 def averaged(average: PyTree, params: PyTree, step: Int[Array, ""], decay: float) -> PyTree:
@@ -234,10 +281,15 @@ def _keys(config: TrainConfig) -> tuple[Array, Array]:
     return sample_key, noise_key
 
 
-def _private_step(run_parts, sampler, clipper, noise_multiplier):
-    """The optimizer and the gradient function of DP-SGD."""
+def _private_step(run_parts, sampler, clipper, sigma):
+    """The optimizer, for any `Adjustable`, and the gradient function of DP-SGD."""
     loss_fn, optimizer, microbatch_size = run_parts
-    chain = optax.chain(privatize(clipper, noise_multiplier, sampler.expected_batch_size), optimizer)
+
+    def chain(given: Adjustable):
+        scaled = None if sigma is None else (lambda step: given.scale * sigma(step))
+        private = privatize(clipper, scaled, sampler.expected_batch_size)
+        return optax.chain(private, optimizer(given.learning_rate))
+
     gradient = clipped_gradients(loss_fn, clipper, microbatch_size=microbatch_size)
 
     def gradients_of(params, opt_state, batch, mask):
@@ -271,7 +323,7 @@ def _ordinary_step(run_parts):
         loss = jnp.where(mask, losses, 0).sum() / jnp.maximum(mask.sum(), 1)
         return Diagnostics(loss, jnp.float32(jnp.nan), jnp.int32(0))
 
-    return optimizer, gradients_of, diagnostics
+    return lambda given: optimizer(given.learning_rate), gradients_of, diagnostics
 
 
 def build(
@@ -307,15 +359,12 @@ def build(
     clipper = None
     if config.schedule != "none":
         clipper = make_clipper(config, model.params, sigma, sampler.expected_batch_size)
-    parts = (
-        models.cross_entropy(model),
-        OPTIMIZERS[config.optimizer](config.learning_rate),
-        config.microbatch_size,
-    )
+    parts = (models.cross_entropy(model), OPTIMIZERS[config.optimizer], config.microbatch_size)
     if clipper is None:
         chain, gradients_of, diagnostics = _ordinary_step(parts)
     else:
-        chain, gradients_of, diagnostics = _private_step(parts, sampler, clipper, sigma)
+        unscaled = noise_schedule(dataclasses.replace(config, scale=1.0))
+        chain, gradients_of, diagnostics = _private_step(parts, sampler, clipper, unscaled)
     traces: list[int] = []
 
     def bound(state: TrainState) -> Float[Array, ""]:
@@ -325,7 +374,9 @@ def build(
     def admits(state: TrainState):
         return True if follow is None else follow.admits(state.follow, bound(state))
 
-    def step(state: TrainState, train: tuple[Array, Array]) -> tuple[TrainState, Diagnostics]:
+    def step(
+        given: Adjustable, state: TrainState, train: tuple[Array, Array]
+    ) -> tuple[TrainState, Diagnostics]:
         traces.append(1)
         drawn = sampler.draw(state.sample_key, state.step)
         batch = (dataset.to_float(train[0][drawn.indices]), train[1][drawn.indices])
@@ -333,7 +384,7 @@ def build(
         followed, chosen = state.follow, {}
         if follow is not None:
             followed, chosen["noise_multiplier"] = follow.charge(followed, bound(state), state.step)
-        updates, opt_state = chain.update(grads, state.opt_state, state.params, **chosen)
+        updates, opt_state = chain(given).update(grads, state.opt_state, state.params, **chosen)
         params, average = optax.apply_updates(state.params, updates), state.average
         if config.ema_decay is not None:
             average = averaged(average, params, state.step, config.ema_decay)
@@ -348,18 +399,18 @@ def build(
         ), diagnostics(opt_state, losses, drawn.mask)
 
     @jax.jit
-    def epoch(state, train, stop):
+    def epoch(given, state, train, stop):
         nothing = Diagnostics(jnp.float32(jnp.nan), jnp.float32(jnp.nan), jnp.int32(0))
         return jax.lax.while_loop(
             lambda carry: (carry[0].step < stop) & admits(carry[0]),
-            lambda carry: step(carry[0], train),
+            lambda carry: step(given, carry[0], train),
             (state, nothing),
         )
 
     def init(config: TrainConfig) -> TrainState:
         params = make_model(config, dataset).params if given is None else given.params
         sample_key, noise_key = _keys(config)
-        opt_state: Any = chain.init(params)
+        opt_state: Any = chain(adjustable(config)).init(params)
         if clipper is not None:
             opt_state = (opt_state[0]._replace(key=noise_key), *opt_state[1:])
         return TrainState(
@@ -372,6 +423,7 @@ def build(
             average=() if config.ema_decay is None else params,
         )
 
+    given_first = adjustable(config)
     return Run(
         config=config,
         dataset=dataset,
@@ -381,16 +433,18 @@ def build(
         noise_multiplier=sigma,
         following=follow,
         init=init,
-        step=step,
-        epoch=epoch,
+        step=functools.partial(step, given_first),
+        epoch=functools.partial(epoch, given_first),
         admits=admits,
-        evaluate=_evaluator(model, dataset),
+        evaluate=evaluator(model, dataset),
         traces=traces,
+        adjustable_step=step,
+        adjustable_epoch=epoch,
     )
 
 
-def _evaluator(model: models.Model, dataset: Dataset, batch_size: int = 1024):
-    """Test accuracy as a compiled function of the parameters, a batch at a time."""
+def evaluator(model: models.Model, dataset: Dataset, batch_size: int = 1024):
+    """Accuracy on a data set's test split, a compiled function of the parameters, a batch at a time."""
     x, y = jnp.asarray(dataset.test_x), jnp.asarray(dataset.test_y)
 
     @jax.jit

@@ -1,0 +1,291 @@
+"""Do dynamic privacy parameters protect better at equal privacy, and what do they cost: the runs of the study.
+
+Each data set is trained with every variant at every epsilon.  The learning rate is chosen for each of them
+from one grid, with as many runs for each, on a validation split that is taken from the training data and
+trained on by nobody; then it is trained from several seeds and tested.  Each run leaves a record file, whole
+or not at all, and a study that goes on skips what it finds.  Runs that differ in seeds, learning rate or
+epsilon share one compiled program.
+
+At one epsilon the fixed schedule and the constant that matches a dynamic one are the same run.  So matched
+constants belong to the published comparison, whose variants spend different epsilons: `published_X` is the
+schedule X as published, `matched_X` the constant that spends what X spends.
+"""
+
+import dataclasses
+import functools
+import json
+import math
+import pathlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import PyTree
+
+from jaxdp import calibration, data, recording, results, runs, schedules, training
+from jaxdp.data import Dataset
+from jaxdp.data.dataset import stratified_split
+from jaxdp.ledger import Sampling
+from jaxdp.runs import TrainResult
+from jaxdp.train_config import TrainConfig
+
+VARIANTS = ("non_private", "fixed", *schedules.DYNAMIC, "scheduled_clip", "quantile", "l2_max")
+PUBLISHED = (
+    "published_fixed",
+    *(f"{prefix}_{name}" for name in schedules.DYNAMIC for prefix in ("published", "matched")),
+)
+SELECTION_SEED = 1000  # first of those of the runs that choose a learning rate: none of these is reported
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Setup:
+    """How a data set is trained, whatever the variant.
+
+    Attributes:
+      image_size, model, activation, sampling_rate, steps: as in `TrainConfig`.
+      published: whether the variants as published are trained as well.
+      attacked: whether the runs are attacked.
+      selection_seeds: runs that judge a learning rate: more where the validation split is small.
+    """
+
+    model: str
+    sampling_rate: float
+    steps: int
+    image_size: int | None = None
+    activation: str | None = None
+    published: bool = False
+    attacked: bool = False
+    selection_seeds: int = 1
+
+
+SETUPS = {
+    "digits": Setup(model="mlp", sampling_rate=0.05, steps=100, attacked=True, selection_seeds=3),
+    "breast_cancer": Setup(model="logistic", sampling_rate=0.1, steps=200, selection_seeds=3),
+    "adult": Setup(model="logistic", sampling_rate=0.01, steps=150),
+    "mnist": Setup(model="logistic", sampling_rate=0.01, steps=150, published=True),
+    "fashion_mnist": Setup(model="logistic", sampling_rate=0.01, steps=150),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StudyConfig:
+    """What is studied."""
+
+    data: tuple[str, ...] = tuple(SETUPS)
+    """Data sets."""
+    variants: tuple[str, ...] = (*VARIANTS, *PUBLISHED)
+    """Variants; those as published are trained on mnist alone."""
+    epsilons: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0, 8.0)
+    """epsilon that every private variant spends."""
+    learning_rates: tuple[float, ...] = (0.03125, 0.125, 0.5, 2.0, 8.0, 32.0)
+    """The grid, the same for every variant."""
+    seeds: int = 5
+    """Runs reported of each variant and epsilon."""
+    steps: int | None = None
+    """Length of a run; None for each data set's own."""
+
+    def __post_init__(self):
+        for name, known in (("data", SETUPS), ("variants", (*VARIANTS, *PUBLISHED))):
+            for value in getattr(self, name):
+                if value not in known:
+                    raise ValueError(f"{name}={value}: choose from {', '.join(known)}")
+        for name in ("data", "variants", "epsilons", "learning_rates"):
+            if not getattr(self, name):
+                raise ValueError(f"{name}=(): needs at least one")
+        if self.seeds < 2:
+            raise ValueError(f"seeds={self.seeds}: an interval needs at least 2")
+        if self.steps is not None and self.steps < 20:
+            raise ValueError(f"steps={self.steps}: must be >= 20")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One run: its variant, the epsilon it is to spend (None: as published, or no privacy), its seed."""
+
+    variant: str
+    epsilon: float | None
+    learning_rate: float
+    seed: int
+
+    @property
+    def file(self) -> str:
+        """The name of its record."""
+        epsilon = "" if self.epsilon is None else f"-eps{self.epsilon:g}"
+        return f"train-{self.variant}{epsilon}-lr{self.learning_rate:g}-seed{self.seed}.json"
+
+
+@functools.cache
+def matched_noise_multiplier(schedule: str, sampling_rate: float, steps: int) -> float:
+    """The constant noise multiplier that spends what a published schedule spends."""
+    plan = calibration.Plan(
+        schedule=schedule, steps=steps, sampling=Sampling(kind="poisson", rate=sampling_rate)
+    )
+    settings = dict(delta=TrainConfig.delta, adjacency=TrainConfig.adjacency)
+    return calibration.matched_constant(plan.ledger(), **settings)
+
+
+def settings(name: str, setup: Setup, trial: Trial) -> TrainConfig:
+    """The training run of a trial."""
+    kind, _, schedule = trial.variant.partition("_")
+    special: dict[str, Any] = {
+        "non_private": dict(schedule="none"),
+        "scheduled_clip": dict(schedule="fixed", l2_norm_clip=1.5, l2_norm_clip_end=0.5),
+        "quantile": dict(schedule="fixed", clipping="quantile"),
+        "l2_max": dict(schedule="fixed", clipping="l2_max"),
+    }
+    if kind == "published":
+        chosen = dict(schedule=schedule)
+    elif kind == "matched":
+        sigma = matched_noise_multiplier(schedule, setup.sampling_rate, setup.steps)
+        chosen = dict(schedule="fixed", noise_multiplier=sigma)
+    else:
+        chosen = special.get(trial.variant, dict(schedule=trial.variant))
+    return TrainConfig(
+        data=name,
+        image_size=setup.image_size,
+        model=setup.model,
+        activation=setup.activation,
+        steps=setup.steps,
+        sampling_rate=setup.sampling_rate,
+        target_epsilon=trial.epsilon,
+        learning_rate=trial.learning_rate,
+        evaluate_every=max(1, setup.steps // 20) if setup.attacked else setup.steps,
+        seed=trial.seed,
+        noise_seed=trial.seed,  # a study that can be repeated: each statement says that the seed is known
+        **chosen,
+    )
+
+
+def split(dataset: Dataset) -> tuple[Dataset, Dataset]:
+    """The data set without a fifth of its training examples, and the same tested on that fifth."""
+    rest, held = stratified_split(np.asarray(dataset.train_y))
+    x, y = dataset.train_x, dataset.train_y
+    smaller = dataclasses.replace(dataset, train_x=x[rest], train_y=y[rest])
+    return smaller, dataclasses.replace(smaller, test_x=x[held], test_y=y[held])
+
+
+class Workshop:
+    """One data set, with what was compiled and calibrated for it."""
+
+    def __init__(self, name: str, setup: Setup, folder: pathlib.Path):
+        self.name, self.setup, self.folder = name, setup, folder / name
+        self._programs: dict[TrainConfig, training.Run] = {}
+        self._scales: dict[TrainConfig, float] = {}
+        self.trained = 0
+
+    @functools.cached_property
+    def dataset(self) -> Dataset:
+        """What is trained on and tested."""
+        return self._splits[0]
+
+    @functools.cached_property
+    def _splits(self) -> tuple[Dataset, Dataset]:
+        return split(data.load(self.name, size=self.setup.image_size))
+
+    @functools.cached_property
+    def _validate(self) -> Callable[[PyTree], Any]:
+        model = training.make_model(
+            TrainConfig(model=self.setup.model, activation=self.setup.activation), self.dataset
+        )
+        return training.evaluator(model, self._splits[1])
+
+    def _resolved(self, config: TrainConfig) -> TrainConfig:
+        """Its epsilon turned into a scale, once for all seeds and learning rates."""
+        if config.target_epsilon is None:
+            return config
+        key = training.program(config)
+        if key not in self._scales:
+            self._scales[key] = runs.resolved(config, self.dataset).scale
+        return dataclasses.replace(config, target_epsilon=None, scale=self._scales[key])
+
+    def train(self, trial: Trial, observer=None) -> TrainResult:
+        """Trains, with what was compiled for an earlier trial where that serves."""
+        config = self._resolved(settings(self.name, self.setup, trial))
+        key = training.program(config)
+        if key not in self._programs:
+            self._programs[key] = training.build(config, dataset=self.dataset)
+        run = self._programs[key] = self._programs[key].adjusted(config)
+        return runs.train(config, run=run, observer=observer)
+
+    def record(self, trial: Trial) -> dict[str, Any]:
+        """The record of a trial: what its file holds, if that is of the same configuration; else trained "
+        "now."""
+        path, wanted = (
+            self.folder / trial.file,
+            results.plain(dataclasses.asdict(settings(self.name, self.setup, trial))),
+        )
+        if path.exists():
+            found = results.read(path)
+            if found.get("settings") == wanted:
+                return found
+        result = self.train(trial)
+        record = recording.train_record(result, variant=trial.variant)
+        record["settings"] = wanted
+        record["metrics"]["validation_accuracy"] = float(self._validate(result.state.evaluated))
+        results.write_text(path, json.dumps(record, allow_nan=False) + "\n")
+        self.trained += 1
+        return record
+
+
+def targets(config: StudyConfig, setup: Setup, variant: str) -> tuple[float | None, ...]:
+    """The epsilons that a variant is trained at; none where it is not trained."""
+    if variant in PUBLISHED:
+        return (None,) if setup.published else ()
+    return (None,) if variant == "non_private" else config.epsilons
+
+
+def best_rate(measured: Mapping[float, Sequence[float]]) -> float:
+    """The learning rate of the best mean validation accuracy, or the smallest of equals.
+
+    Rounded, so that neither the order of the runs nor the digits of a collected file decide between equals.
+    """
+    return max(sorted(measured), key=lambda rate: round(math.fsum(measured[rate]) / len(measured[rate]), 7))
+
+
+def choose(workshop: Workshop, config: StudyConfig, variant: str, epsilon: float | None) -> float:
+    """The learning rate of a variant and epsilon, from the runs that judge it, which are made where missing."""
+    measured = {}
+    for rate in sorted(config.learning_rates):
+        trials = [
+            Trial(variant=variant, epsilon=epsilon, learning_rate=rate, seed=SELECTION_SEED + i)
+            for i in range(workshop.setup.selection_seeds)
+        ]
+        measured[rate] = [workshop.record(trial)["metrics"]["validation_accuracy"] for trial in trials]
+    return best_rate(measured)
+
+
+def workshops(config: StudyConfig, folder: pathlib.Path) -> Iterator[Workshop]:
+    """One for each data set."""
+    for name in config.data:
+        setup = SETUPS[name]
+        yield Workshop(
+            name, setup if config.steps is None else dataclasses.replace(setup, steps=config.steps), folder
+        )
+
+
+def train(config: StudyConfig, folder: pathlib.Path, log: Callable[[str], Any] = print) -> None:
+    """Trains what has no record in `folder` yet.
+
+    Args:
+      config: what to train.
+      folder: of the record files, a folder a data set.
+      log: called with a line for each variant and epsilon.
+    """
+    for workshop in workshops(config, folder):
+        for variant in config.variants:
+            for epsilon in targets(config, workshop.setup, variant):
+                began, before = time.perf_counter(), workshop.trained
+                rate = choose(workshop, config, variant, epsilon)
+                accuracies = [
+                    workshop.record(Trial(variant=variant, epsilon=epsilon, learning_rate=rate, seed=seed))[
+                        "metrics"
+                    ]["test_accuracy"]
+                    for seed in range(config.seeds)
+                ]
+                target = "" if epsilon is None else f" epsilon {epsilon:g}"
+                log(
+                    f"{workshop.name} {variant}{target}: learning rate {rate:g}, accuracy "
+                    f"{np.mean(accuracies):.3f}; {workshop.trained - before} runs in "
+                    f"{time.perf_counter() - began:.1f} s"
+                )

@@ -1,0 +1,198 @@
+"""Numbers and sentences made from the collected records of a study."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxdp import schedules
+from jaxdp.metrics import Interval, t_interval
+from jaxdp.study import SELECTION_SEED, VARIANTS, best_rate
+
+Row = Mapping[str, Any]
+STAGES = ("early", "middle", "late", None)
+
+
+def chosen_rates(rows: Iterable[Row]) -> dict[tuple[str, float | None], float]:
+    """(variant, epsilon) -> the rate of the best mean validation accuracy, or the smallest of equals."""
+    measured: dict[tuple[str, float | None], dict[float, list[float]]] = {}
+    for row in rows:
+        if row["seed"] >= SELECTION_SEED:
+            own = measured.setdefault(_key(row), {})
+            own.setdefault(row["learning_rate"], []).append(row["validation_accuracy"])
+    return {key: best_rate(own) for key, own in measured.items()}
+
+
+def _key(row: Row) -> tuple[str, float | None]:
+    return row["variant"], row["target"]
+
+
+def reported(rows: Sequence[Row]) -> list[Row]:
+    """The runs that are reported: at the chosen learning rate, and not those that chose it."""
+    rates = chosen_rates(rows)
+    return [
+        row for row in rows if row["seed"] < SELECTION_SEED and row["learning_rate"] == rates.get(_key(row))
+    ]
+
+
+def by_seed(rows: Sequence[Row]) -> dict[tuple[str, float | None], dict[int, float]]:
+    """(variant, epsilon) -> seed -> test accuracy."""
+    found: dict[tuple[str, float | None], dict[int, float]] = {}
+    for row in reported(rows):
+        found.setdefault(_key(row), {})[row["seed"]] = row["test_accuracy"]
+    return found
+
+
+def accuracies(rows: Sequence[Row]) -> dict[str, dict[float, Interval]]:
+    """Variant -> epsilon -> mean test accuracy with its interval over seeds."""
+    cells = by_seed(rows)
+    epsilons = sorted({epsilon for _, epsilon in cells if epsilon is not None})
+    found: dict[str, dict[float, Interval]] = {}
+    for variant in VARIANTS:
+        for epsilon in epsilons:
+            seeds = cells.get((variant, None if variant == "non_private" else epsilon))
+            if seeds:
+                found.setdefault(variant, {})[epsilon] = t_interval(list(seeds.values()))
+    return found
+
+
+def difference(rows: Sequence[Row], first: tuple, second: tuple) -> Interval | None:
+    """Mean of the differences between runs of the same seed, with Student's interval."""
+    cells = by_seed(rows)
+    a, b = cells.get(first, {}), cells.get(second, {})
+    shared = sorted(set(a) & set(b))
+    return t_interval([a[seed] - b[seed] for seed in shared]) if len(shared) > 1 else None
+
+
+def verdicts(runs, names: Sequence[str]) -> dict[str, list[tuple[str, str, float, Interval]]]:
+    """Differences to fixed at equal epsilon, sorted into better, worse and undecided by their intervals."""
+    found: dict[str, list] = {"better": [], "worse": [], "undecided": []}
+    for data, (_, rows) in runs.items():
+        for variant in names:
+            for epsilon in sorted({e for v, e in by_seed(rows) if v == variant and e is not None}):
+                d = difference(rows, (variant, epsilon), ("fixed", epsilon))
+                if d is not None:
+                    kind = "better" if d.low > 0 else "worse" if d.high < 0 else "undecided"
+                    found[kind].append((data, variant, epsilon, d))
+    return found
+
+
+class Claim(NamedTuple):
+    """A sentence made from records, and whether it speaks for dynamic parameters; None if it decides "
+    "nothing."""
+
+    supports: bool | None
+    sentence: str
+
+
+def claims(runs, attacks, published: Sequence[Row]) -> list[Claim]:
+    """What the records say of dynamic parameters at equal epsilon."""
+    made = []
+    for names, words in (
+        (schedules.DYNAMIC, "the four dynamic schedules"),
+        (("scheduled_clip",), "a falling clip bound (1.5 C to 0.5 C)"),
+        (("quantile",), "quantile clipping"),
+    ):
+        v = verdicts(runs, names)
+        better, worse, open_ = (len(v[kind]) for kind in ("better", "worse", "undecided"))
+        every = [d.estimate for kind in v.values() for *_, d in kind]
+        if every:
+            text = (
+                f"Accuracy of {words} against fixed parameters: better in {better} of {len(every)} "
+                f"comparisons of data set, variant and epsilon, worse in {worse}, undecided in {open_}; "
+                f"mean difference {100 * np.mean(every):+.2f} points."
+            )
+            made.append(Claim(_sign(better, worse, len(every)), text))
+    return made + _of_adversary(attacks) + _of_published(published)
+
+
+def _sign(for_: int, against: int, of: int) -> bool | None:
+    """Decided where one side has twice the other, more than one, and more than chance (one in forty)."""
+    least = max(1, of / 40)
+    if for_ > least and for_ >= 2 * against:
+        return True
+    return False if against > least and against >= 2 * for_ else None
+
+
+def share(row: Row) -> Interval:
+    """The success of an attack with its interval."""
+    return Interval(*row["success"])
+
+
+def _of_adversary(attacks) -> list[Claim]:
+    rows = [row for _, found in attacks.values() for row in found]
+    informed = [row for row in rows if row["attack"] == "informed adversary"]
+    images = [row for row in rows if row["attack"] != "informed adversary" and row["noise_std"] > 0]
+    made = [
+        _compared(
+            [row for row in informed if row["stage"] == stage],
+            f"The informed adversary, {f'{stage} in the run' if stage else 'over the whole run'}",
+        )
+        for stage in STAGES
+    ]
+    made += [
+        _compared(
+            [row for row in images if row["stage"] == stage],
+            f"Images recognised behind noise scaled down, {stage} in the run",
+        )
+        for stage in STAGES[:3]
+    ]
+    bounded = [row for row in informed if row["bound"] is not None]
+    if bounded:
+        over = sum(share(row).low > row["bound"] for row in bounded)
+        text = f"{over} of {len(bounded)} success rates have their whole interval above their bound."
+        made.append(Claim(None, text))
+    return [claim for claim in made if claim is not None]
+
+
+def _compared(rows: Sequence[Row], what: str) -> Claim | None:
+    """Attacks on the dynamic schedules against the same attacks on the fixed one."""
+
+    def leak(row: Row):
+        return row["target"], row["leak_point"], row.get("level")
+
+    fixed = {leak(row): share(row) for row in rows if row["variant"] == "fixed"}
+    pairs = [
+        (share(row), fixed[leak(row)])
+        for row in rows
+        if row["variant"] in schedules.DYNAMIC and leak(row) in fixed
+    ]
+    if not pairs:
+        return None
+    less, more = (sum(a.high < b.low for a, b in pairs), sum(a.low > b.high for a, b in pairs))
+    own, other = (100 * np.mean([pair[i].estimate for pair in pairs]) for i in (0, 1))
+    text = (
+        f"{what}: success against dynamic schedules is lower than against the fixed one in {less} of "
+        f"{len(pairs)} comparisons, higher in {more}, intervals overlap in {len(pairs) - less - more}; "
+        f"mean {own:.1f} % against {other:.1f} %."
+    )
+    return Claim(_sign(less, more, len(pairs)), text)
+
+
+def _of_published(published: Sequence[Row]) -> list[Claim]:
+    as_published, equal = (
+        {row["schedule"]: row for row in published if row["at"] == at}
+        for at in ("as published", "equal epsilon")
+    )
+    if not as_published:
+        return []
+    fixed, others = as_published["fixed"], [as_published[name] for name in schedules.DYNAMIC]
+    bounds = [equal[name]["bound"] for name in schedules.DYNAMIC]
+    spent, constants = (_span(r[name] for r in others) for name in ("epsilon", "matched_constant"))
+    more = (
+        f"As published the dynamic schedules spend epsilon {spent} against {fixed['epsilon']:.3f} of the "
+        f"fixed one: as much as constants of {constants} against {fixed['matched_constant']:.3f}, so they "
+        "have more noise on average."
+    )
+    same = (
+        "Of the published comparison scaled to equal epsilon, the reconstruction bound of the whole run "
+        f"is {_span(bounds)} for the dynamic schedules against {equal['fixed']['bound']:.3f}."
+    )
+    gain = equal["fixed"]["bound"] - max(bounds)
+    return [Claim(False, more), Claim(gain > 0.005, same)]
+
+
+def _span(values: Iterable[float], digits: int = 3) -> str:
+    values = list(values)
+    low, high = f"{min(values):.{digits}f}", f"{max(values):.{digits}f}"
+    return low if low == high else f"{low} to {high}"

@@ -1,0 +1,173 @@
+"""The study: what it trains, that it goes on where it was killed, and what it makes of its records."""
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from jaxdp import runs, study, study_attacks, study_findings, study_page, study_records, training
+from jaxdp.metrics import t_interval
+from jaxdp.study import SELECTION_SEED, StudyConfig
+from jaxdp.train_config import TrainConfig
+
+TINY = StudyConfig(
+    data=("breast_cancer",), variants=("non_private", "fixed", "linear"), epsilons=(1.0, 4.0),
+    learning_rates=(0.125, 0.5), seeds=2, steps=20,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("study")
+    lines = []
+    study.train(TINY, folder, lines.append)
+    return folder, lines
+
+
+def test_each_cell_has_as_many_runs(trained):
+    folder, lines = trained
+    files = [path.name for path in (folder / "breast_cancer").glob("*.json")]
+    cells = 1 + 2 * len(TINY.epsilons)
+    assert len(files) == cells * (3 * len(TINY.learning_rates) + TINY.seeds)
+    assert len(lines) == cells
+
+
+def test_a_finished_study_trains_nothing(trained):
+    lines = []
+    study.train(TINY, trained[0], lines.append)
+    assert all("; 0 runs in" in line for line in lines)
+
+
+def test_a_record_of_another_configuration_is_replaced(trained, tmp_path):
+    only = dataclasses.replace(TINY, variants=("fixed",), epsilons=(4.0,), learning_rates=(0.5,))
+    study.train(only, tmp_path, lambda line: None)
+    lines = []
+    study.train(dataclasses.replace(only, steps=21), tmp_path, lines.append)
+    assert "; 5 runs in" in lines[0]
+
+
+def test_runs_that_share_a_program_are_compiled_once_and_are_the_same_as_alone(trained):
+    (workshop,) = study.workshops(TINY, trained[0])
+    trials = [
+        study.Trial(variant="linear", epsilon=epsilon, learning_rate=rate, seed=seed)
+        for epsilon, rate, seed in ((1.0, 0.5, 0), (4.0, 0.125, 3))
+    ]
+    first, second = (workshop.train(trial) for trial in trials)
+    assert len(second.run.traces) == len(first.run.traces) == 1
+    alone = runs.train(second.config, dataset=workshop.dataset)
+    for a, b in zip(jax.tree.leaves(alone.state.params), jax.tree.leaves(second.state.params), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
+    assert first.epsilon.value <= 1 and 3.99 < second.epsilon.value <= 4
+    assert second.run.noise_multiplier(0) < first.run.noise_multiplier(0)
+
+
+def test_a_run_is_not_adjusted_to_what_needs_another_program():
+    run = training.build(TrainConfig(data="breast_cancer", model="logistic", steps=20, noise_seed=0))
+    for name, value in {"l2_norm_clip": 0.5, "steps": 30, "schedule": "linear"}.items():
+        with pytest.raises(ValueError, match=f"^{name}="):
+            run.adjusted(dataclasses.replace(run.config, **{name: value}))
+
+
+def test_validation_examples_are_not_trained_on_nor_tested(trained):
+    (workshop,) = study.workshops(TINY, trained[0])
+    smaller, held = workshop._splits
+    rows = {array.tobytes() for array in np.asarray(held.test_x)}
+    assert not rows & {array.tobytes() for array in np.asarray(smaller.train_x)}
+    assert not rows & {array.tobytes() for array in np.asarray(smaller.test_x)}
+
+
+def test_killed_it_goes_on(tmp_path):
+    command = [
+        *(sys.executable, "-m", "jaxdp.cli", "study", "run", "--data", "breast_cancer", "--steps", "20"),
+        *("--variants", "fixed", "--epsilons", "1", "2", "4", "--seeds", "20", "--learning-rates", "0.5"),
+        *("--output", str(tmp_path)),
+    ]
+    folder, whole = tmp_path / "breast_cancer", 3 * (3 + 20)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    until = time.monotonic() + 120
+    while len(list(folder.glob("*.json"))) < 3 and time.monotonic() < until:
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    before = {path: path.read_bytes() for path in folder.glob("*.json")}
+    assert 3 <= len(before) < whole
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    trained = sum(int(line.split("; ")[1].split()[0]) for line in done.stdout.splitlines())
+    assert trained == whole - len(before)
+    assert all(path.read_bytes() == content for path, content in before.items())
+
+
+def test_records_are_collected_and_make_a_page(trained, tmp_path):
+    study_records.collect(trained[0], tmp_path / "experiments")
+    head, rows = study_records.read(tmp_path / "experiments" / "breast_cancer" / study_records.RUNS)
+    assert head["settings"]["steps"] == 20 and "private examples" in head["not_covered"]
+    assert len(rows) == 5 * 8
+    study_page.write(tmp_path / "experiments", tmp_path, tmp_path / "STUDY.md")
+    page = (tmp_path / "STUDY.md").read_text()
+    assert "do not cover it" in page and "mnist: no run" in page
+    assert "experiments/breast_cancer/accuracy.svg" in page
+    assert "<svg" in (tmp_path / "experiments" / "breast_cancer" / "accuracy.svg").read_text()
+
+
+def _row(variant, seed, accuracy, rate=0.5, validation=0.9, target=1.0):
+    return {
+        "variant": variant, "target": target, "seed": seed, "learning_rate": rate,
+        "test_accuracy": accuracy, "validation_accuracy": validation, "epsilon": target,
+    }  # fmt: skip
+
+
+def test_only_runs_at_the_chosen_learning_rate_are_reported():
+    rows = [
+        _row("fixed", SELECTION_SEED, 0.1, rate=0.5, validation=0.8),
+        _row("fixed", SELECTION_SEED, 0.9, rate=2.0, validation=0.7),
+        _row("fixed", 0, 0.6, rate=0.5),
+        _row("fixed", 1, 0.95, rate=2.0),
+    ]
+    assert [row["test_accuracy"] for row in study_findings.reported(rows)] == [0.6]
+
+
+def test_differences_are_paired_by_seed():
+    selection = [_row(variant, SELECTION_SEED, 0.0) for variant in ("fixed", "linear")]
+    fixed = [_row("fixed", seed, 0.5 + 0.1 * seed) for seed in range(4)]
+    linear = [_row("linear", seed, 0.52 + 0.1 * seed + 1e-3 * (-1) ** seed) for seed in range(4)]
+    d = study_findings.difference([*selection, *fixed, *linear], ("linear", 1.0), ("fixed", 1.0))
+    np.testing.assert_allclose(d.estimate, 0.02, atol=1e-9)
+    assert 0.015 < d.low < d.high < 0.025
+    alone = t_interval([row["test_accuracy"] for row in linear])
+    assert alone.high - alone.low > 0.2
+
+
+def test_the_student_interval_covers():
+    rng = np.random.default_rng(0)
+    found = [t_interval(rng.normal(3, 2, 5)) for _ in range(2000)]
+    assert abs(np.mean([low <= 3 <= high for _, low, high in found]) - 0.95) < 0.02
+
+
+def test_windows_of_an_attack():
+    found = study_attacks.spans(100)
+    assert found == {"early": (0, 10), "middle": (50, 60), "late": (90, 100), None: (0, 100)}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [dict(data=("nothing",)), dict(variants=("best",)), dict(epsilons=()), dict(seeds=1), dict(steps=3)],
+)
+def test_refuses(wrong):
+    (name,) = wrong
+    with pytest.raises(ValueError, match=f"^{name}="):
+        StudyConfig(**wrong)
+
+
+def test_the_matched_constant_spends_what_the_published_schedule_spends():
+    config = study.settings(
+        "mnist",
+        study.SETUPS["mnist"],
+        study.Trial(variant="matched_linear", epsilon=None, learning_rate=0.5, seed=0),
+    )
+    assert config.schedule == "fixed" and 7 < config.noise_multiplier < 10
