@@ -58,6 +58,11 @@ class Setup:
     attacked: bool = False
     selection_seeds: int = 1
 
+    @property
+    def network(self) -> dict[str, Any]:
+        """What `TrainConfig` is told of the network and its input."""
+        return dict(image_size=self.image_size, model=self.model, activation=self.activation)
+
 
 SETUPS = {
     "digits": Setup(model="mlp", sampling_rate=0.05, steps=100, attacked=True, selection_seeds=3),
@@ -134,6 +139,7 @@ def settings(name: str, setup: Setup, trial: Trial) -> TrainConfig:
         "quantile": dict(schedule="fixed", clipping="quantile"),
         "l2_max": dict(schedule="fixed", clipping="l2_max"),
     }
+    chosen: dict[str, Any]
     if kind == "published":
         chosen = dict(schedule=schedule)
     elif kind == "matched":
@@ -143,9 +149,7 @@ def settings(name: str, setup: Setup, trial: Trial) -> TrainConfig:
         chosen = special.get(trial.variant, dict(schedule=trial.variant))
     return TrainConfig(
         data=name,
-        image_size=setup.image_size,
-        model=setup.model,
-        activation=setup.activation,
+        **setup.network,
         steps=setup.steps,
         sampling_rate=setup.sampling_rate,
         target_epsilon=trial.epsilon,
@@ -185,9 +189,7 @@ class Workshop:
 
     @functools.cached_property
     def _validate(self) -> Callable[[PyTree], Any]:
-        model = training.make_model(
-            TrainConfig(model=self.setup.model, activation=self.setup.activation), self.dataset
-        )
+        model = training.make_model(TrainConfig(**self.setup.network), self.dataset)
         return training.evaluator(model, self._splits[1])
 
     def _resolved(self, config: TrainConfig) -> TrainConfig:

@@ -87,7 +87,7 @@ class Path:
         return self.snapshots[step // self.every]
 
 
-def walk(workshop: Workshop, config: StudyConfig, variant: str, epsilon: float) -> Path:
+def walk(workshop: Workshop, config: StudyConfig, variant: str, epsilon: float | None) -> Path:
     """The first reported run of a variant once more, with its parameters kept."""
     rate = choose(workshop, config, variant, epsilon)
     trial = Trial(variant=variant, epsilon=epsilon, learning_rate=rate, seed=0)
@@ -102,10 +102,12 @@ def walk(workshop: Workshop, config: StudyConfig, variant: str, epsilon: float) 
     elif variant == "l2_max":
         measured = [_mean_sensitivity(workshop, params) for params in snapshots]
     else:
-        measured = [float(clipper.sensitivity((), step)) for step in range(0, steps + 1, every)]
+        sensitivity = clipper.sensitivity
+        assert sensitivity is not None  # only l2_max has none
+        measured = [float(sensitivity((), step)) for step in range(0, steps + 1, every)]
     bounds = np.interp(np.arange(steps), every * np.arange(len(measured)), measured)
     sigma = schedules.values(result.run.noise_multiplier, steps)
-    noise = np.asarray([float(clipper.gradient_noise(z)) for z in sigma]) * bounds
+    noise = np.asarray(jax.vmap(clipper.gradient_noise)(jnp.asarray(sigma))) * bounds
     return Path(result=result, snapshots=snapshots, every=every, bounds=bounds, noise=noise)
 
 
@@ -142,7 +144,7 @@ def spans(steps: int) -> dict[str | None, tuple[int, int]]:
 
 
 def informed(
-    workshop: Workshop, path: Path, variant: str, epsilon: float, config: AttackConfig
+    workshop: Workshop, path: Path, variant: str, epsilon: float | None, config: AttackConfig
 ) -> list[dict]:
     """The records of the informed adversary: who sees a window and knows that the example is in every step
     of it, and who sees the sums of the whole run and does not."""
@@ -270,7 +272,7 @@ def attack(
         "trials": config.trials,
     }
 
-    def once(variant: str, epsilon: float) -> list[dict]:
+    def once(variant: str, epsilon: float | None) -> list[dict]:
         path = walk(workshop, study, variant, epsilon)
         return informed(workshop, path, variant, epsilon, config)
 
