@@ -45,6 +45,7 @@ class ClippedSum(NamedTuple):
       clipped: number of examples that were scaled down.
       nonfinite: number of examples left out since their gradient was not finite.
       statistic: what else the clipper sums over examples, for its noise scale or its next bound.
+      sensitivity: of the sum as it was clipped, set where it leaves for `privatize`; () before.
     """
 
     gradients: PyTree
@@ -52,6 +53,7 @@ class ClippedSum(NamedTuple):
     clipped: Int[Array, ""]
     nonfinite: Int[Array, ""]
     statistic: PyTree
+    sensitivity: Any = ()
 
 
 def _no_state(params: PyTree) -> tuple[()]:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxdp import gradients, schedules
 from jaxdp.clipping import ClippedSum, Clipper
@@ -136,6 +136,7 @@ def privatize(
         multiplier = noise_multiplier if sigma is None else sigma(state.step)
         if multiplier is not None:
             std = clipper.gradient_noise(multiplier) * clipper.noise_scale(summed, state.clip, state.step)
+            std = jnp.where(_as_noised_for(clipper, summed, state), std, jnp.nan)
             total = jax.tree.map(lambda s, z: s + std * z, total, noise_like(gradient_key, total))
         like = total if params is None else params
         noised = jax.tree.map(lambda s, p: (s / expected_batch_size).astype(p.dtype), total, like)
@@ -149,6 +150,14 @@ def privatize(
         )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _as_noised_for(clipper: Clipper, summed: ClippedSum, state: PrivatizeState) -> Bool[Array, ""] | bool:
+    """Whether a sum has the sensitivity that its noise is made for; true where it does not say."""
+    if clipper.sensitivity is None or isinstance(summed.sensitivity, tuple):
+        return True
+    own = clipper.sensitivity(state.clip, state.step)
+    return jnp.abs(summed.sensitivity - own) <= 1e-5 * own
 
 
 def clipped_gradients(
@@ -178,9 +187,18 @@ def clipped_gradients(
         raise ValueError(f"microbatch_size={microbatch_size!r}: a whole number >= 1, 'auto' or None")
     per_example = gradients.per_example(loss_fn, method=method, convolution=convolution)
 
-    def whole(params, batch, mask, clip_state, step):
+    def part(params, batch, mask, clip_state, step):
         losses, grads = per_example(params, batch)
         return losses, clipper.clip(grads, clip_state, step, mask)
+
+    def signed(losses, summed, clip_state, step):
+        """With the sensitivity that the parts were clipped to, so that no other is noised for."""
+        if clipper.sensitivity is not None:
+            summed = summed._replace(sensitivity=clipper.sensitivity(clip_state, step))
+        return losses, summed
+
+    def whole(params, batch, mask, clip_state, step):
+        return signed(*part(params, batch, mask, clip_state, step), clip_state, step)
 
     def in_pieces(params, batch, mask, clip_state, step):
         size = mask.shape[0]
@@ -199,15 +217,15 @@ def clipped_gradients(
 
         def add(total, piece):
             batch, mask = piece
-            losses, summed = whole(params, batch, mask, clip_state, step)
+            losses, summed = part(params, batch, mask, clip_state, step)
             return jax.tree.map(jnp.add, total, summed), losses
 
         batches = jax.tree.map(cut, (batch, mask))
         first = jax.tree.map(lambda x: x[0], batches)
-        shapes = jax.eval_shape(lambda b, m: whole(params, b, m, clip_state, step)[1], *first)
+        shapes = jax.eval_shape(lambda b, m: part(params, b, m, clip_state, step)[1], *first)
         zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
         summed, losses = jax.lax.scan(add, zero, batches)
-        return losses.reshape(-1)[:size], summed
+        return signed(losses.reshape(-1)[:size], summed, clip_state, step)
 
     return whole if microbatch_size is None else in_pieces
 

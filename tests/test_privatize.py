@@ -105,6 +105,22 @@ def test_no_key_is_baked_into_a_transformed_init(transformed):
     jax.jit(given.init)({"w": jnp.zeros(3)})
 
 
+def test_a_sum_clipped_to_another_bound_is_not_released():
+    """Of another clipper, or of another step: the noise would be too small, so the update is NaN throughout."""
+    falling = clipping.flat(schedules.linear(10, start=2.0, end=1.0))
+
+    def update(clip, clip_step, noise_for):
+        gradient = clipped_gradients(lambda p, x: jnp.sum(x @ p["w"]), clip, microbatch_size=2)
+        transform = privatize(noise_for, 1.0, 4.0, key=jax.random.key(0))
+        params = {"w": jnp.zeros((3, 2))}
+        _, summed = gradient(params, jnp.ones((4, 3)), jnp.ones(4, bool), (), clip_step)
+        return np.asarray(transform.update(summed, transform.init(params), params)[0]["w"])
+
+    assert np.isfinite(update(falling, 0, falling)).all()
+    assert np.isnan(update(clipping.flat(10.0), 0, clipping.flat(1.0))).all()
+    assert np.isnan(update(falling, 3, falling)).all()
+
+
 def test_divides_by_the_expected_batch_size_whatever_the_batch():
     transform = privatize(clipping.flat(1e6), 0.0, 10.0)
     for size in (2, 5):
