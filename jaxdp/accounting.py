@@ -51,6 +51,7 @@ class Epsilon:
       accountant: `rdp` or `pld`; `renyi filter` for a run that chose its noise as it went.
       adjacency: one of `ADJACENCIES`.
       sampling: in words.
+      ledger: SHA-256 of the ledger that it is of.
       order: the Renyi order that gave it (`rdp`), or that was fixed in advance (`renyi filter`).
       nominal: the run is not private; the number reproduces a published claim and bounds nothing.
     """
@@ -61,6 +62,7 @@ class Epsilon:
     accountant: str
     adjacency: str
     sampling: str
+    ledger: str
     order: float | None = None
     nominal: bool = False
 
@@ -195,6 +197,7 @@ def epsilon(
         accountant=accountant,
         adjacency=adjacency,
         sampling=_describe(ledger),
+        ledger=ledger.sha256,
         nominal=not ledger.private,
     )
     if accountant == "rdp":

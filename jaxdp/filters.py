@@ -156,5 +156,6 @@ def epsilon(ledger: Ledger) -> accounting.Epsilon:
         accountant=ACCOUNTANT,
         adjacency=filter.adjacency,
         sampling="; ".join(dict.fromkeys(str(entry.sampling) for entry in ledger.entries)),
+        ledger=ledger.sha256,
         order=filter.order,
     )

@@ -235,10 +235,17 @@ class Ledger:
             )
         )
 
+    def _content(self) -> dict:
+        return {"schema": SCHEMA, "entries": [dataclasses.asdict(entry) for entry in self.entries]}
+
+    @property
+    def sha256(self) -> str:
+        """Of its canonical content."""
+        return _checksum(self._content())
+
     def to_json(self) -> str:
-        """The ledger as text, with the SHA-256 of its canonical content."""
-        content = {"schema": SCHEMA, "entries": [dataclasses.asdict(entry) for entry in self.entries]}
-        return json.dumps({**content, "sha256": _checksum(content)}, allow_nan=False)
+        """The ledger as text, with its SHA-256."""
+        return json.dumps({**self._content(), "sha256": self.sha256}, allow_nan=False)
 
 
 def _same_kind(a: Entry, b: Entry) -> bool:

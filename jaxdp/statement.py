@@ -109,8 +109,8 @@ def privacy_statement(
       disclosed: what else got out, keys of `DISCLOSURES`; `chosen_on_private_data` makes the run not private.
 
     Raises:
-      ValueError: an epsilon claimed for a run that is not private, none for one that is, or an unknown
-        disclosure.
+      ValueError: an epsilon claimed for a run that is not private or of another ledger, none for one that is
+        private, or an unknown disclosure.
     """
     for name in disclosed:
         if name not in DISCLOSURES:
@@ -126,6 +126,8 @@ def privacy_statement(
         )
     if epsilon is not None and epsilon.nominal == ledger.private:
         raise ValueError(f"nominal={epsilon.nominal}: the run is {'' if ledger.private else 'not '}private")
+    if epsilon is not None and epsilon.ledger != ledger.sha256:
+        raise ValueError(f"epsilon={epsilon.value:g}: was computed for another ledger than this run's")
     warnings = [f"Not private: {reason}" for reason in ledger.reasons]
     warnings += [DISCLOSURES[name] for name in disclosed]
     if any(entry.seed == "given" for entry in ledger.entries):

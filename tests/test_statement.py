@@ -87,6 +87,12 @@ def test_a_run_that_is_not_private_is_never_given_a_guarantee():
         privacy_statement(run, dataclasses.replace(spent, nominal=False))
 
 
+def test_an_epsilon_of_another_ledger_is_not_stated():
+    short, long = (Plan(steps=n, sampling=Sampling(rate=0.1)).ledger() for n in (10, 10_000))
+    with pytest.raises(ValueError, match="another ledger"):
+        privacy_statement(long, accounting.epsilon(short, adjacency="zero_out", **SETTINGS))
+
+
 def test_a_private_run_needs_its_epsilon_and_known_disclosures():
     run = Plan(steps=20, sampling=Sampling(rate=0.1)).ledger()
     with pytest.raises(ValueError, match="epsilon=None"):
