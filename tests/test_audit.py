@@ -182,7 +182,9 @@ def test_refusals():
 @pytest.mark.parametrize("sigma", command.SIGMAS)
 def test_the_claim_stands_and_the_audit_is_not_blind(mechanism, sigma):
     (row,) = command.rows(command.Config(mechanisms=(mechanism,), sigmas=(sigma,), methods=("direct",)))
-    found = command.audited(row, command.Config(draws=80_000), KEY, 0.05)
+    # An epsilon of 15 shows in rarer events than others.
+    draws = 300_000 if mechanism == "per_layer_published" else 80_000
+    found = command.audited(row, command.Config(draws=draws), KEY, 0.05)
     assert not found.violated and 0.3 * found.claim.value <= found.epsilon <= found.claim.value
 
 
@@ -244,7 +246,10 @@ def clipping_after_the_sum(monkeypatch):
             losses, summed = unclipped(params, batch, mask, clip_state, step)
             squares = sum(jnp.sum(g**2) for g in jax.tree.leaves(summed.gradients))
             factor = jnp.minimum(1.0, 1.0 / jnp.sqrt(squares))
-            return losses, summed._replace(gradients=jax.tree.map(lambda g: factor * g, summed.gradients))
+            clipped = jax.tree.map(lambda g: factor * g, summed.gradients)
+            return losses, summed._replace(
+                gradients=clipped, sensitivity=()
+            )  # told, privatize would refuse it
 
         return gradient
 
