@@ -2,12 +2,11 @@
 
 XLA's CPU convolution is slow backwards and some thirty times slower inside a `lax.scan` body than outside.
 Written as patches @ kernel the same sum is fast in both, and the kernel's gradient becomes one
-`dot_general`, which `jaxdp.gradients` then keeps as a product.  The swap is made in the jaxpr of the loss: the
-user's model stays as it is.
+`dot_general`, which `jaxdp.gradients` then keeps as a product.  The pooling between convolutions is swapped
+with them (see `jaxdp.pooling`).  All is done in the jaxpr of the loss: the user's model stays as it is.
 """
 
 import itertools
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import JaxprEqn, Literal
 
-from jaxdp import jaxprs
+from jaxdp import jaxprs, pooling
 
 FORMS = ("auto", "patches", "lax")
 
@@ -72,33 +71,17 @@ def _as_matrix_product(equation: JaxprEqn, inputs):
     kernel = kernel.transpose(*rhs[2:], rhs[1], rhs[0])
     window = kernel.shape[:-2]
     rows = patches(x, window, p["window_strides"], p["padding"])
+    # One axis of positions: over several, XLA would lay the cotangent out anew for the kernel's gradient.
     y = jax.lax.dot_general(
-        rows,
-        kernel.reshape(math.prod(kernel.shape[:-1]), kernel.shape[-1]),
-        (((rows.ndim - 1,), (0,)), ((), ())),
+        rows.reshape(-1, rows.shape[-1]),
+        kernel.reshape(-1, kernel.shape[-1]),
+        (((1,), (0,)), ((), ())),
         precision=p["precision"],
         preferred_element_type=p["preferred_element_type"],
-    )
+    ).reshape(*rows.shape[:-1], kernel.shape[-1])
     # y is [batch, *positions, features]; send each axis to its place in the output's layout.
     places = (out[0], *out[2:], out[1])
     return [y.transpose(*(places.index(axis) for axis in range(y.ndim)))]
-
-
-def _maximum_by_place(equation: JaxprEqn, inputs):
-    """The outputs of a maximum over axes as the entry at its place.
-
-    The derivative of a maximum asks which entries equal it.  On a CPU, XLA computes a cheap operand a second
-    time for that question; after a matrix product and a normalisation it rounds differently then, no entry
-    is equal, and the gradient is lost.  A place is a whole number, and the same both times.  Where several
-    entries are equal the first takes the whole derivative.
-    """
-    (x,) = inputs
-    axes = equation.params["axes"]
-    kept = [axis for axis in range(x.ndim) if axis not in axes]
-    rows = x.transpose(*kept, *axes).reshape(*(x.shape[axis] for axis in kept), -1)
-    place = jax.lax.stop_gradient(jnp.argmax(rows, axis=-1, keepdims=True))
-    chosen = jax.lax.broadcasted_iota(place.dtype, rows.shape, rows.ndim - 1) == place
-    return [jnp.where(chosen, rows, 0).sum(axis=-1)]
 
 
 _LAYOUT = {
@@ -126,7 +109,8 @@ def _never_rounds(equation: JaxprEqn) -> bool:
 
 
 def _rewriting():
-    """The rule that swaps plain convolutions, also those in the body of a scan, and makes maxima safe."""
+    """The rule that swaps plain convolutions, also those in the body of a scan, and pooling, and makes maxima
+    safe."""
     # Values that come from a matrix product without another rounding: computed again they are the same.  Held
     # here, so that no other value takes their identity.
     products: dict[int, object] = {}
@@ -144,7 +128,9 @@ def _rewriting():
             return known(jaxprs.bind(equation, inputs) if swapped is None else swapped)
         exact = all(id(value) in products for value in inputs if getattr(value, "ndim", 0))
         if name == "reduce_max" and not exact and jnp.issubdtype(inputs[0].dtype, jnp.floating):
-            return _maximum_by_place(equation, inputs)
+            return [pooling.maximum_by_place(inputs[0], equation.params["axes"])]
+        if name in pooling.WINDOWED:
+            return pooling.over_windows(equation, inputs)
         if exact and name not in ("jit", "pjit") and _never_rounds(equation):
             return known(jaxprs.bind(equation, inputs))
         return None
@@ -191,7 +177,7 @@ def uses_patches(form: str) -> bool:
 
 
 def with_patches(function):
-    """`function` with every plain convolution computed as patches @ kernel.
+    """`function` with every plain convolution computed as patches @ kernel, and no `reduce_window` to pool.
 
     Grouped, dilated and complex convolutions, and those inside functions with derivative rules of their
     own, stay as they are.  The result has the same derivatives of every order, except that where several

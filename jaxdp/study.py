@@ -44,8 +44,9 @@ class Setup:
 
     Attributes:
       image_size, model, activation, sampling_rate, steps: as in `TrainConfig`.
+      learning_rates: the grid, the same for every variant: wide where a run is cheap, fine where it is not.
       published: whether the variants as published are trained as well.
-      attacked: whether the runs are attacked.
+      images: whether its images are attacked.
       selection_seeds: runs that judge a learning rate: more where the validation split is small.
     """
 
@@ -54,8 +55,9 @@ class Setup:
     steps: int
     image_size: int | None = None
     activation: str | None = None
+    learning_rates: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
     published: bool = False
-    attacked: bool = False
+    images: bool = False
     selection_seeds: int = 1
 
     @property
@@ -64,12 +66,15 @@ class Setup:
         return dict(image_size=self.image_size, model=self.model, activation=self.activation)
 
 
+CONVOLUTIONAL: dict[str, Any] = dict(
+    model="tanh_cnn", sampling_rate=0.01, steps=100, learning_rates=(0.5, 1.0, 2.0, 4.0, 8.0)
+)
 SETUPS = {
-    "digits": Setup(model="mlp", sampling_rate=0.05, steps=100, attacked=True, selection_seeds=3),
+    "digits": Setup(model="mlp", sampling_rate=0.05, steps=100, images=True, selection_seeds=3),
     "breast_cancer": Setup(model="logistic", sampling_rate=0.1, steps=200, selection_seeds=3),
-    "adult": Setup(model="logistic", sampling_rate=0.01, steps=150),
-    "mnist": Setup(model="logistic", sampling_rate=0.01, steps=150, published=True),
-    "fashion_mnist": Setup(model="logistic", sampling_rate=0.01, steps=150),
+    "adult": Setup(model="logistic", sampling_rate=0.01, steps=150, selection_seeds=3),
+    "mnist": Setup(**CONVOLUTIONAL, images=True, published=True),
+    "fashion_mnist": Setup(**CONVOLUTIONAL),
 }
 
 
@@ -83,8 +88,8 @@ class StudyConfig:
     """Variants; those as published are trained on mnist alone."""
     epsilons: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0, 8.0)
     """epsilon that every private variant spends."""
-    learning_rates: tuple[float, ...] = (0.03125, 0.125, 0.5, 2.0, 8.0, 32.0)
-    """The grid, the same for every variant."""
+    learning_rates: tuple[float, ...] | None = None
+    """The grid, the same for every variant; None for each data set's own."""
     seeds: int = 5
     """Runs reported of each variant and epsilon."""
     steps: int | None = None
@@ -96,7 +101,7 @@ class StudyConfig:
                 if value not in known:
                     raise ValueError(f"{name}={value}: choose from {', '.join(known)}")
         for name in ("data", "variants", "epsilons", "learning_rates"):
-            if not getattr(self, name):
+            if getattr(self, name) == ():
                 raise ValueError(f"{name}=(): needs at least one")
         if self.seeds < 2:
             raise ValueError(f"seeds={self.seeds}: an interval needs at least 2")
@@ -154,7 +159,7 @@ def settings(name: str, setup: Setup, trial: Trial) -> TrainConfig:
         sampling_rate=setup.sampling_rate,
         target_epsilon=trial.epsilon,
         learning_rate=trial.learning_rate,
-        evaluate_every=max(1, setup.steps // 20) if setup.attacked else setup.steps,
+        evaluate_every=setup.steps,
         seed=trial.seed,
         noise_seed=trial.seed,  # a study that can be repeated: each statement says that the seed is known
         **chosen,
@@ -201,9 +206,17 @@ class Workshop:
             self._scales[key] = runs.resolved(config, self.dataset).scale
         return dataclasses.replace(config, target_epsilon=None, scale=self._scales[key])
 
-    def train(self, trial: Trial, observer=None) -> TrainResult:
-        """Trains, with what was compiled for an earlier trial where that serves."""
+    def train(self, trial: Trial, observer=None, every: int | None = None) -> TrainResult:
+        """Trains, with what was compiled for an earlier trial where that serves.
+
+        Args:
+          trial: the run.
+          observer: see `runs.train`.
+          every: steps between its calls, which change nothing in the run; None for its start and end alone.
+        """
         config = self._resolved(settings(self.name, self.setup, trial))
+        if every is not None:
+            config = dataclasses.replace(config, evaluate_every=every)
         key = training.program(config)
         if key not in self._programs:
             self._programs[key] = training.build(config, dataset=self.dataset)
@@ -211,12 +224,9 @@ class Workshop:
         return runs.train(config, run=run, observer=observer)
 
     def record(self, trial: Trial) -> dict[str, Any]:
-        """The record of a trial: what its file holds, if that is of the same configuration; else trained "
-        "now."""
-        path, wanted = (
-            self.folder / trial.file,
-            results.plain(dataclasses.asdict(settings(self.name, self.setup, trial))),
-        )
+        """The record of a trial: what its file holds, if that is of the same configuration; else made."""
+        path = self.folder / trial.file
+        wanted = results.plain(dataclasses.asdict(settings(self.name, self.setup, trial)))
         if path.exists():
             found = results.read(path)
             if found.get("settings") == wanted:
@@ -245,10 +255,10 @@ def best_rate(measured: Mapping[float, Sequence[float]]) -> float:
     return max(sorted(measured), key=lambda rate: round(math.fsum(measured[rate]) / len(measured[rate]), 7))
 
 
-def choose(workshop: Workshop, config: StudyConfig, variant: str, epsilon: float | None) -> float:
+def choose(workshop: Workshop, variant: str, epsilon: float | None) -> float:
     """The learning rate of a variant and epsilon, from the runs that judge it, which are made where missing."""
     measured = {}
-    for rate in sorted(config.learning_rates):
+    for rate in sorted(workshop.setup.learning_rates):
         trials = [
             Trial(variant=variant, epsilon=epsilon, learning_rate=rate, seed=SELECTION_SEED + i)
             for i in range(workshop.setup.selection_seeds)
@@ -258,12 +268,11 @@ def choose(workshop: Workshop, config: StudyConfig, variant: str, epsilon: float
 
 
 def workshops(config: StudyConfig, folder: pathlib.Path) -> Iterator[Workshop]:
-    """One for each data set."""
+    """One for each data set, with what is configured in place of its own."""
+    own = {"steps": config.steps, "learning_rates": config.learning_rates}
+    chosen: dict[str, Any] = {name: value for name, value in own.items() if value is not None}
     for name in config.data:
-        setup = SETUPS[name]
-        yield Workshop(
-            name, setup if config.steps is None else dataclasses.replace(setup, steps=config.steps), folder
-        )
+        yield Workshop(name, dataclasses.replace(SETUPS[name], **chosen), folder)
 
 
 def train(config: StudyConfig, folder: pathlib.Path, log: Callable[[str], Any] = print) -> None:
@@ -275,19 +284,22 @@ def train(config: StudyConfig, folder: pathlib.Path, log: Callable[[str], Any] =
       log: called with a line for each variant and epsilon.
     """
     for workshop in workshops(config, folder):
-        for variant in config.variants:
-            for epsilon in targets(config, workshop.setup, variant):
-                began, before = time.perf_counter(), workshop.trained
-                rate = choose(workshop, config, variant, epsilon)
-                accuracies = [
-                    workshop.record(Trial(variant=variant, epsilon=epsilon, learning_rate=rate, seed=seed))[
-                        "metrics"
-                    ]["test_accuracy"]
-                    for seed in range(config.seeds)
-                ]
-                target = "" if epsilon is None else f" epsilon {epsilon:g}"
-                log(
-                    f"{workshop.name} {variant}{target}: learning rate {rate:g}, accuracy "
-                    f"{np.mean(accuracies):.3f}; {workshop.trained - before} runs in "
-                    f"{time.perf_counter() - began:.1f} s"
-                )
+        for epsilon in (None, *config.epsilons):
+            for variant in config.variants:
+                if epsilon in targets(config, workshop.setup, variant):
+                    log(_train_cell(workshop, config, variant, epsilon))
+
+
+def _train_cell(workshop: Workshop, config: StudyConfig, variant: str, epsilon: float | None) -> str:
+    """Trains a variant at an epsilon; a line that says so."""
+    began, before = time.perf_counter(), workshop.trained
+    rate = choose(workshop, variant, epsilon)
+    trials = [
+        Trial(variant=variant, epsilon=epsilon, learning_rate=rate, seed=seed) for seed in range(config.seeds)
+    ]
+    accuracies = [workshop.record(trial)["metrics"]["test_accuracy"] for trial in trials]
+    target = "" if epsilon is None else f" epsilon {epsilon:g}"
+    return (
+        f"{workshop.name} {variant}{target}: learning rate {rate:g}, accuracy {np.mean(accuracies):.3f}; "
+        f"{workshop.trained - before} runs in {time.perf_counter() - began:.1f} s"
+    )

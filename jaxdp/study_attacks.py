@@ -36,6 +36,7 @@ from jaxdp.study import StudyConfig, Trial, Workshop, choose, settings, targets
 
 CANDIDATES = 10
 PRIOR = 1 / CANDIDATES
+SNAPSHOTS = 20  # of the parameters along a run
 IMAGE_VARIANTS = ("fixed", *schedules.DYNAMIC, "scheduled_clip", "quantile")
 INFORMED_VARIANTS = (*IMAGE_VARIANTS, "l2_max")
 
@@ -87,13 +88,15 @@ class Path:
         return self.snapshots[step // self.every]
 
 
-def walk(workshop: Workshop, config: StudyConfig, variant: str, epsilon: float | None) -> Path:
+def walk(workshop: Workshop, variant: str, epsilon: float | None) -> Path:
     """The first reported run of a variant once more, with its parameters kept."""
-    rate = choose(workshop, config, variant, epsilon)
+    rate = choose(workshop, variant, epsilon)
     trial = Trial(variant=variant, epsilon=epsilon, learning_rate=rate, seed=0)
     snapshots: list[PyTree] = []
     result = workshop.train(
-        trial, observer=lambda step, params: snapshots.append(jax.tree.map(np.asarray, params))
+        trial,
+        observer=lambda step, params: snapshots.append(jax.tree.map(np.asarray, params)),
+        every=max(1, workshop.setup.steps // SNAPSHOTS),
     )
     steps, every, clipper = result.config.steps, result.config.evaluate_every, result.run.clipper
     assert clipper is not None and result.run.noise_multiplier is not None
@@ -105,7 +108,8 @@ def walk(workshop: Workshop, config: StudyConfig, variant: str, epsilon: float |
         sensitivity = clipper.sensitivity
         assert sensitivity is not None  # only l2_max has none
         measured = [float(sensitivity((), step)) for step in range(0, steps + 1, every)]
-    bounds = np.interp(np.arange(steps), every * np.arange(len(measured)), measured)
+    paused = np.minimum(every * np.arange(len(measured)), steps)
+    bounds = np.interp(np.arange(steps), paused, measured)
     sigma = schedules.values(result.run.noise_multiplier, steps)
     noise = np.asarray(jax.vmap(clipper.gradient_noise)(jnp.asarray(sigma))) * bounds
     return Path(result=result, snapshots=snapshots, every=every, bounds=bounds, noise=noise)
@@ -267,13 +271,13 @@ def attack(
     """Attacks the runs of a data set, at every epsilon that it was trained at."""
     common = {
         "steps": workshop.setup.steps,
-        "rates": study.learning_rates,
+        "rates": workshop.setup.learning_rates,
         "candidate_sets": config.candidate_sets,
         "trials": config.trials,
     }
 
     def once(variant: str, epsilon: float | None) -> list[dict]:
-        path = walk(workshop, study, variant, epsilon)
+        path = walk(workshop, variant, epsilon)
         return informed(workshop, path, variant, epsilon, config)
 
     for variant in (variant for variant in INFORMED_VARIANTS if variant in study.variants):
@@ -289,7 +293,7 @@ def attack_images(workshop: Workshop, study: StudyConfig, config: AttackConfig) 
     common = {"steps": workshop.setup.steps, "variants": chosen, **dataclasses.asdict(config)}
 
     def make():
-        paths = {variant: walk(workshop, study, variant, config.image_epsilon) for variant in chosen}
+        paths = {variant: walk(workshop, variant, config.image_epsilon) for variant in chosen}
         return images(workshop, paths, config)
 
     kept(workshop.folder / "images.json", common, make)

@@ -142,8 +142,8 @@ class Run:
         """The run of another configuration, with nothing compiled again.
 
         Args:
-          config: differs at most in the seeds, the learning rate, and the scale of a schedule whose clipper
-            does not depend on it.
+          config: differs at most in the seeds, the learning rate, how often it is evaluated, and the scale of a
+            schedule whose clipper does not depend on it.
 
         Raises:
           ValueError: a configuration that needs a program of its own.
@@ -169,7 +169,7 @@ class Run:
 
 def program(config: TrainConfig) -> TrainConfig:
     """The configuration without what needs no other program: equal ones share what is compiled."""
-    fixed: dict[str, Any] = {"seed": 0, "noise_seed": None, "learning_rate": 1.0}
+    fixed: dict[str, Any] = {"seed": 0, "noise_seed": None, "learning_rate": 1.0, "evaluate_every": 1}
     if not config.clipping.startswith("quantile"):  # whose noise on the count depends on the largest sigma
         fixed["scale"] = 1.0
     return dataclasses.replace(config, **fixed)

@@ -23,7 +23,7 @@ class Run(StudyConfig):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Attack(Run):
-    """Attack the runs, where a data set is set up for it, and account for the published comparison."""
+    """Attack the runs, and account for the published comparison."""
 
     images: bool = True
     """Whether images are attacked as well, the slowest part."""
@@ -93,8 +93,7 @@ def _attack(config: Attack) -> None:
 
     studied, settings = _studied(config), study_attacks.AttackConfig()
     for workshop in study.workshops(studied, config.output):
-        if workshop.setup.attacked:
-            study_attacks.attack(workshop, studied, settings)
-            if config.images:
-                study_attacks.attack_images(workshop, studied, settings)
+        study_attacks.attack(workshop, studied, settings)
+        if config.images and workshop.setup.images:
+            study_attacks.attack_images(workshop, studied, settings)
     study_attacks.kept(config.output / "published.json", "published", study_published.published)
