@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from jaxdp import data, models, recording, runs, schedules, training
+from jaxdp import configured, data, models, recording, runs, schedules
 from jaxdp.attacks import public_knowledge
 from jaxdp.exposure import Bench, Case, noise_scales, relative_noise
 from jaxdp.runs import TrainResult
@@ -143,7 +143,7 @@ def time_steps(finished: dict[str, TrainResult]) -> dict[str, dict[str, float]]:
 
 def bench(config: CompareConfig, dataset: data.Dataset) -> Bench:
     """The victims, the attacker's public images and the loss of a comparison."""
-    model = training.make_model(train_config(config, "non_private", 0), dataset)
+    model = configured.make_model(train_config(config, "non_private", 0), dataset)
     n, known = config.victims, 512
     return Bench(
         loss_fn=models.cross_entropy(model),
@@ -252,5 +252,5 @@ def compare(config: CompareConfig, log: Callable[[str], Any] = print) -> list[di
     ]
     shared = bench(config, dataset)
     cases = leaking(shared, first, {v: snapshots for v, (_, snapshots) in done.items()}, config.batch_size)
-    fresh = training.make_model(train_config(config, "non_private", 0), dataset).params
+    fresh = configured.make_model(train_config(config, "non_private", 0), dataset).params
     return records + attack(config, shared, cases, fresh, log)

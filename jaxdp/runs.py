@@ -5,9 +5,6 @@ the noise; the budget is enforced on that plan, so the step that would pass it i
 """
 
 import dataclasses
-import functools
-import hashlib
-import json
 import pathlib
 import time
 import warnings
@@ -18,43 +15,15 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from jaxdp import accounting, calibration, checkpoints, data, filters, ledger, training
+from jaxdp import accounting, calibration, checkpoints, data, filters, ledger, resuming, training
 from jaxdp.data import Dataset
-from jaxdp.ledger import Entry, Filter, Ledger
+from jaxdp.ledger import Entry, Ledger
 from jaxdp.privatize import accounted_noise_multipliers
 from jaxdp.train_config import TrainConfig
 from jaxdp.training import Diagnostics, Run, TrainState
 
 Observer = Callable[[int, PyTree], None]
 SpentAt = Callable[[TrainState, int], Ledger]  # the state after a step, and its number -> what was spent
-
-# What a resumed run may change: the mechanism (the ledger keeps the old and the new) ...
-_MECHANISM = {
-    *(
-        "schedule",
-        "noise_multiplier",
-        "start",
-        "end",
-        "scale",
-        "clipping",
-        "l2_norm_clip",
-        "l2_norm_clip_end",
-    ),
-    *("target_quantile", "clip_learning_rate", "count_noise"),
-    *("steps", "sampling", "sampling_rate", "target_epsilon", "learning_rate"),
-}
-# ... and how closely it is watched, and its privacy stated.
-_WATCHING = {
-    *(
-        "microbatch_size",
-        "delta",
-        "adjacency",
-        "accountant",
-        "budget_epsilon",
-        "evaluate_every",
-        "diagnostics",
-    ),
-}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -219,92 +188,6 @@ def _new_curves(config: TrainConfig) -> dict[str, list[float]]:
     return {name: [] for name in names}
 
 
-def _storable(state: TrainState) -> TrainState:
-    """The state without what the ledger beside it says."""
-    return state._replace(follow=state.follow._replace(levels=())) if state.follow else state
-
-
-def _kept_filter(config: TrainConfig, folder: pathlib.Path) -> Filter | None:
-    """The filter of the run in a folder.
-
-    Raises:
-      ValueError: a run that was not begun as it is to go on: under a filter, or under none.
-    """
-    kept = ledger.from_json(checkpoints.restore(folder).document["ledger"]).filter
-    if (kept is None) == (config.schedule == "adaptive"):
-        was = "without a filter" if kept is None else "under a filter"
-        raise ValueError(
-            f"schedule={config.schedule!r}: the run was begun {was}, which is fixed before the first step"
-        )
-    return kept
-
-
-def _resume(
-    run: Run, folder: pathlib.Path, target_epsilon: float | None
-) -> tuple[TrainState, Ledger, dict[str, list[float]]]:
-    """State, privacy spent and curves of the newest checkpoint, checked against the run that goes on."""
-    saved = checkpoints.restore(folder, like=_storable(run.init(run.config)))
-    before, now = saved.document["config"], dataclasses.asdict(run.config)
-    for name in sorted(set(now) - _MECHANISM - _WATCHING):
-        if before.get(name) != now[name]:
-            raise ValueError(
-                f"{name}={now[name]!r}: the checkpoint was made with {name}={before.get(name)!r}"
-            )
-    if saved.document.get("examples") != run.dataset.fingerprint:
-        # Other data would meet the noise that these did, and the difference would show.
-        raise ValueError(f"data={run.dataset.name!r}: not the training examples of the checkpoint")
-    if target_epsilon is not None and before.get("scale") != now["scale"]:
-        raise ValueError(
-            f"target_epsilon={target_epsilon}: for a run as a whole, and this one began with other noise; "
-            "go on with the settings it had, or give scale and budget_epsilon"
-        )
-    spent = ledger.from_json(saved.document["ledger"])
-    if spent.steps != saved.step:
-        raise ValueError(f"ledger={spent.steps} steps: the checkpoint has {saved.step}; not resumed")
-    if saved.step > run.config.steps:
-        raise ValueError(f"steps={run.config.steps}: the checkpoint is at step {saved.step} already")
-    curves = {name: saved.document["curves"].get(name, []) for name in _new_curves(run.config)}
-    state = saved.state
-    if run.following is not None:
-        if int(state.follow.spent) != filters.spent(spent):
-            raise ValueError("ledger: the filter's account in the checkpoint's state is another; not resumed")
-        state = state._replace(follow=state.follow._replace(levels=run.following.init().levels))
-    if before.get("l2_norm_clip") != now["l2_norm_clip"]:
-        state = _with_new_bound(state, run)
-    if any(before.get(name) != now[name] for name in _MECHANISM):
-        # Steps after the checkpoint may have been taken with the old parameters before the interruption: the
-        # new ones must not meet the same noise again.
-        state = _with_new_noise(state, run, saved.step)
-    return state, spent, curves
-
-
-def _with_new_bound(state: TrainState, run: Run) -> TrainState:
-    """An adaptive clip bound starts again from the new one that was asked for."""
-    noise = training.noise_state(state)
-    if noise is None:
-        return state
-    first = noise._replace(clip=run.init(run.config).opt_state[0].clip)
-    return state._replace(opt_state=(first, *state.opt_state[1:]))
-
-
-def _with_new_noise(state: TrainState, run: Run, step: int) -> TrainState:
-    """Secrets of their own for other settings, also where copies of a checkpoint go different ways."""
-    settings = {name: getattr(run.config, name) for name in sorted(_MECHANISM)}
-    digest = hashlib.sha256(json.dumps([step, settings]).encode()).digest()
-    words = np.frombuffer(digest, np.uint32)[:4]
-
-    def renewed(key):
-        return functools.reduce(jax.random.fold_in, words, key)
-
-    noise = training.noise_state(state)
-    if run.sampler.kind != "shuffled":  # a new permutation amid an epoch could take an example twice
-        state = state._replace(sample_key=renewed(state.sample_key))
-    if noise is None:
-        return state
-    first = noise._replace(key=renewed(noise.key))
-    return state._replace(opt_state=(first, *state.opt_state[1:]))
-
-
 def _epochs(first: int, stop: int, every: int) -> list[int]:
     """Where to pause: at multiples of `every`, and at the end."""
     return [*range((first // every + 1) * every, stop, every), stop] if stop > first else []
@@ -370,7 +253,7 @@ def train(
     going_on = folder is not None and checkpoints.latest_step(folder) is not None
     if going_on and not resume:
         raise ValueError(f"folder={str(folder)!r}: holds checkpoints already; resume, or choose another")
-    kept, target_epsilon = _kept_filter(config, folder) if going_on else None, config.target_epsilon
+    kept, target_epsilon = resuming.kept_filter(config, folder) if going_on else None, config.target_epsilon
     if run is None:
         dataset = data.load(config.data, size=config.image_size) if dataset is None else dataset
         config = resolved(config, dataset)
@@ -379,7 +262,7 @@ def train(
         run = run.adjusted(config)
     state, spent, curves = run.init(config), Ledger(), _new_curves(config)
     if going_on:
-        state, spent, curves = _resume(run, folder, target_epsilon)
+        state, spent, curves = resuming.resume(run, folder, target_epsilon, curves)
     first = spent.steps
     spent_at, stop = _planned(run, spent) if run.following is None else _followed(run, state, spent)
     if stop < 1:
@@ -447,7 +330,8 @@ def _advance(
             observer(reached, state.params)
         if writer is not None:
             waiting.flush()
-            writer.save(reached, _storable(state), _document(run, spent_at(state, reached), curves))
+            document = resuming.document(run, spent_at(state, reached), curves)
+            writer.save(reached, resuming.storable(state), document)
         bar.update(reached - done)
         done = reached
         if curves["test_accuracy"]:
@@ -459,24 +343,6 @@ def _advance(
     if writer is not None:
         writer.close()
     return seconds, compile_seconds, state
-
-
-def _document(run: Run, spent: Ledger, curves: dict[str, list[float]]) -> dict[str, Any]:
-    """What a checkpoint says beside its arrays."""
-    return {
-        "config": dataclasses.asdict(run.config),
-        "examples": run.dataset.fingerprint,
-        "ledger": spent.to_json(),
-        "curves": curves,
-    }
-
-
-def from_checkpoint(folder: str | pathlib.Path) -> tuple[Run, TrainState, Ledger]:
-    """The run, state and privacy spent of the newest checkpoint in a folder."""
-    document = checkpoints.restore(folder).document
-    spent = ledger.from_json(document["ledger"])
-    run = training.build(TrainConfig(**document["config"]), kept=spent.filter)
-    return run, checkpoints.restore(folder, like=_storable(run.init(run.config))).state, spent
 
 
 def epsilon_curve(spent: Ledger, config: TrainConfig, steps: list[int]) -> list[float | None]:

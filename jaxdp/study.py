@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import PyTree
 
-from jaxdp import calibration, data, recording, results, runs, schedules, training
+from jaxdp import calibration, configured, data, recording, results, runs, schedules, training
 from jaxdp.data import Dataset
 from jaxdp.data.dataset import stratified_split
 from jaxdp.ledger import Sampling
@@ -194,7 +194,7 @@ class Workshop:
 
     @functools.cached_property
     def _validate(self) -> Callable[[PyTree], Any]:
-        model = training.make_model(TrainConfig(**self.setup.network), self.dataset)
+        model = configured.make_model(TrainConfig(**self.setup.network), self.dataset)
         return training.evaluator(model, self._splits[1])
 
     def _resolved(self, config: TrainConfig) -> TrainConfig:

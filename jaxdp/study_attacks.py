@@ -19,16 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from jaxdp import (
-    clipping,
-    gradients,
-    metrics,
-    models,
-    reconstruction,
-    results,
-    schedules,
-    training,
-)
+from jaxdp import clipping, configured, gradients, metrics, models, reconstruction, results, schedules
 from jaxdp.attacks import hypotheses, public_knowledge
 from jaxdp.exposure import Bench, Case
 from jaxdp.runs import TrainResult
@@ -133,7 +124,7 @@ def loss(workshop: Workshop):
     """The loss of one example: the same object for all runs, so that programs are compiled once."""
     trial = Trial(variant="non_private", epsilon=None, learning_rate=1.0, seed=0)
     config = settings(workshop.name, workshop.setup, trial)
-    return models.cross_entropy(training.make_model(config, workshop.dataset))
+    return models.cross_entropy(configured.make_model(config, workshop.dataset))
 
 
 def spans(steps: int) -> dict[str | None, tuple[int, int]]:

@@ -16,17 +16,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from jaxdp import (
-    adaptive_clipping,
-    clipping,
-    convolution,
-    data,
-    filters,
-    following,
-    models,
-    sampling,
-    schedules,
-)
+from jaxdp import clipping, configured, convolution, data, models, sampling
 from jaxdp.data import Dataset
 from jaxdp.following import Following
 from jaxdp.ledger import Filter
@@ -34,12 +24,6 @@ from jaxdp.privatize import PrivatizeState, clipped_gradients, entropy_key, priv
 from jaxdp.sampling import Sampler
 from jaxdp.schedules import Schedule
 from jaxdp.train_config import TrainConfig
-
-OPTIMIZERS = {
-    "sgd": lambda rate: optax.sgd(rate),
-    "momentum": lambda rate: optax.sgd(rate, momentum=0.9),
-    "adam": lambda rate: optax.adam(rate),
-}
 
 
 class TrainState(NamedTuple):
@@ -157,7 +141,7 @@ class Run:
         return dataclasses.replace(
             self,
             config=config,
-            noise_multiplier=self.noise_multiplier if same else noise_schedule(config),
+            noise_multiplier=self.noise_multiplier if same else configured.noise_schedule(config),
             step=lambda state, train: self.adjustable_step(given, state, train),
             epoch=lambda state, train, stop: self.adjustable_epoch(given, state, train, stop),
         )
@@ -193,85 +177,6 @@ def averaged(average: PyTree, params: PyTree, step: Int[Array, ""], decay: float
     """
     sum_of_weights = -jnp.expm1(math.log(decay) * (step + 1)) / (1 - decay)
     return optax.incremental_update(params, average, 1 / sum_of_weights)
-
-
-def noise_schedule(config: TrainConfig) -> Schedule | None:
-    """sigma(t) as configured, before any scaling to a target epsilon; None for `none` and `adaptive`."""
-    if config.schedule in ("none", "adaptive"):
-        return None
-    given = {"value": config.noise_multiplier, "start": config.start, "end": config.end}
-    given = {name: value for name, value in given.items() if value is not None}
-    schedule = schedules.create(config.schedule, config.steps, **given)
-    return schedule if config.scale == 1 else schedules.scaled(schedule, config.scale)
-
-
-def adaptive_range(config: TrainConfig) -> tuple[float, float]:
-    """The largest and the smallest noise multiplier of an adaptive schedule."""
-    start = schedules.PUBLISHED_START if config.start is None else config.start
-    end = schedules.PUBLISHED_END if config.end is None else config.end
-    return config.scale * start, config.scale * end
-
-
-def make_following(config: TrainConfig, sampling_rate: float, kept: Filter | None) -> Following | None:
-    """What chooses the noise multipliers of an adaptive schedule, under its filter.
-
-    Args:
-      config: the run.
-      sampling_rate: q.
-      kept: the filter of a run that goes on; None makes a new one, at the order that suits the geometric mean
-        of the range.
-
-    Raises:
-      ValueError: a range that is none, a filter that is not the configured one.
-    """
-    if config.schedule != "adaptive":
-        return None
-    start, end = adaptive_range(config)
-    settings: dict[str, Any] = dict(
-        epsilon=config.budget_epsilon, delta=config.delta, adjacency=config.adjacency
-    )
-    for name, value in settings.items():
-        if kept is not None and getattr(kept, name) != value:
-            raise ValueError(f"{name}={value}: the run's filter was fixed at {name}={getattr(kept, name)}")
-    if kept is None:
-        middle = (start * end) ** 0.5 if start > 0 and end > 0 else start
-        kept = filters.create(**settings, sampling_rate=sampling_rate, noise_multiplier=middle)
-    return following.create(kept, start=start, end=end, sampling_rate=sampling_rate, steps=config.steps)
-
-
-def make_model(config: TrainConfig, dataset: Dataset) -> models.Model:
-    """The network as configured, for examples like the data set's."""
-    return models.create(
-        config.model,
-        jax.random.key(config.seed),
-        input_shape=dataset.input_shape,
-        classes=len(dataset.classes),
-        activation=config.activation,
-        initialization=config.initialization,
-    )
-
-
-def make_clipper(
-    config: TrainConfig, params: PyTree, sigma: Schedule | None, expected_batch_size: float
-) -> clipping.Clipper:
-    """The clipper as configured, for parameters of this structure and this noise multiplier."""
-    bound = config.l2_norm_clip
-    if config.clipping.startswith("quantile"):
-        largest = adaptive_range(config)[0]
-        if sigma is not None:
-            largest = float(schedules.values(sigma, config.steps).max())
-        default = adaptive_clipping.default_count_noise(expected_batch_size, largest)
-        return clipping.create(
-            config.clipping,
-            bound,
-            expected_batch_size=expected_batch_size,
-            target_quantile=config.target_quantile,
-            learning_rate=config.clip_learning_rate,
-            count_noise=default if config.count_noise is None else config.count_noise,
-        )
-    if config.l2_norm_clip_end is not None:
-        bound = schedules.linear(config.steps, start=bound, end=config.l2_norm_clip_end)
-    return clipping.create(config.clipping, bound, layers=len(jax.tree.leaves(params)))
 
 
 def _keys(config: TrainConfig) -> tuple[Array, Array]:
@@ -349,21 +254,22 @@ def build(
     if config.target_epsilon is not None:
         raise ValueError(f"target_epsilon={config.target_epsilon}: resolve it first (jaxdp.runs.resolved)")
     dataset = data.load(config.data, size=config.image_size) if dataset is None else dataset
-    if config.optimizer not in OPTIMIZERS:
-        raise ValueError(f"optimizer={config.optimizer!r}: choose from {', '.join(OPTIMIZERS)}")
+    if config.optimizer not in configured.OPTIMIZERS:
+        raise ValueError(f"optimizer={config.optimizer!r}: choose from {', '.join(configured.OPTIMIZERS)}")
     given = model
-    model = make_model(config, dataset) if given is None else given
+    model = configured.make_model(config, dataset) if given is None else given
     if sampler is None:
         sampler = sampling.create(config.sampling, dataset.train_size, config.sampling_rate, config.steps)
-    sigma, follow = noise_schedule(config), make_following(config, sampler.sampling_rate, kept)
+    sigma = configured.noise_schedule(config)
+    follow = configured.make_following(config, sampler.sampling_rate, kept)
     clipper = None
     if config.schedule != "none":
-        clipper = make_clipper(config, model.params, sigma, sampler.expected_batch_size)
-    parts = (models.cross_entropy(model), OPTIMIZERS[config.optimizer], config.microbatch_size)
+        clipper = configured.make_clipper(config, model.params, sigma, sampler.expected_batch_size)
+    parts = (models.cross_entropy(model), configured.OPTIMIZERS[config.optimizer], config.microbatch_size)
     if clipper is None:
         chain, gradients_of, diagnostics = _ordinary_step(parts)
     else:
-        unscaled = noise_schedule(dataclasses.replace(config, scale=1.0))
+        unscaled = configured.noise_schedule(dataclasses.replace(config, scale=1.0))
         chain, gradients_of, diagnostics = _private_step(parts, sampler, clipper, unscaled)
     traces: list[int] = []
 
@@ -408,7 +314,7 @@ def build(
         )
 
     def init(config: TrainConfig) -> TrainState:
-        params = make_model(config, dataset).params if given is None else given.params
+        params = configured.make_model(config, dataset).params if given is None else given.params
         sample_key, noise_key = _keys(config)
         opt_state: Any = chain(adjustable(config)).init(params)
         if clipper is not None:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jaxdp import audit, canaries, cli, clipping, evidence, pld, results, sampling, training
+from jaxdp import audit, canaries, cli, clipping, configured, evidence, pld, results, sampling, training
 from jaxdp.commands import audit as command
 from jaxdp.privatize import clipped_gradients, privatize
 from jaxdp.train_config import TrainConfig
@@ -200,8 +200,8 @@ def test_one_run_with_many_canaries():
 
 def with_clipper(monkeypatch, change):
     """The clipper of a run, changed."""
-    real = training.make_clipper
-    monkeypatch.setattr(training, "make_clipper", lambda *arguments: change(real(*arguments)))
+    real = configured.make_clipper
+    monkeypatch.setattr(configured, "make_clipper", lambda *arguments: change(real(*arguments)))
 
 
 def with_privatize(monkeypatch, wrap):

@@ -27,6 +27,7 @@ from jaxdp import (
     following,
     ledger,
     recording,
+    resuming,
     runs,
     training,
 )
@@ -352,7 +353,7 @@ def test_kill_9_and_resume_keep_the_filters_account(digits, tmp_path):
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    _, killed, before = runs.from_checkpoint(tmp_path / "run")
+    _, killed, before = resuming.from_checkpoint(tmp_path / "run")
     assert 10 <= before.steps == int(killed.step) and int(killed.follow.spent) == filters.spent(before)
     config = dataclasses.replace(config, evaluate_every=500)
     resumed = runs.train(config, dataset=digits, folder=tmp_path / "run", resume=True)
@@ -376,7 +377,7 @@ def begun(first_steps, tmp_path):
 
 
 def test_changes_on_the_way_are_appended_and_the_filter_stays(digits, begun):
-    _, _, before = runs.from_checkpoint(begun)
+    _, _, before = resuming.from_checkpoint(begun)
     config = dataclasses.replace(CONFIG, start=8.0, end=3.0, sampling_rate=0.05)
     result = runs.train(config, dataset=digits, folder=begun, resume=True)
     assert result.ledger.until(25) == before and len(result.ledger.entries) == 2
@@ -410,7 +411,7 @@ def test_a_run_begun_without_a_filter_does_not_get_one(digits, tmp_path):
 
 
 def test_an_account_that_differs_from_the_ledger_is_refused(digits, begun, tmp_path):
-    _, state, _ = runs.from_checkpoint(begun)
+    _, state, _ = resuming.from_checkpoint(begun)
     less = state._replace(follow=state.follow._replace(spent=state.follow.spent - 1))
     document = checkpoints.restore(begun).document
     writer = checkpoints.Writer(tmp_path / "forged")

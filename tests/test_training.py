@@ -15,7 +15,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdp import checkpoints, data, noise, recording, runs, training
+from jaxdp import checkpoints, data, noise, recording, resuming, runs, training
 from jaxdp.ledger import Ledger, from_json
 from jaxdp.train_config import TrainConfig
 
@@ -143,7 +143,7 @@ def test_averaging_changes_what_is_evaluated_and_nothing_else(digits, tmp_path):
     assert last == float(averaged.run.evaluate(averaged.state.average))
     assert last != plain.curves["test_accuracy"][-1]
     assert recording.train_record(averaged)["metrics"]["test_accuracy"] == last
-    run, state, _ = runs.from_checkpoint(tmp_path / "run")
+    run, state, _ = resuming.from_checkpoint(tmp_path / "run")
     assert bits(state.params) == bits(plain.state.params)
     assert float(run.evaluate(state.evaluated)) == last
     with pytest.raises(ValueError, match=r"ema_decay=0\.5: the checkpoint was made with ema_decay=0\.9"):
@@ -184,9 +184,9 @@ def test_an_impossible_split_is_refused_before_the_run(digits):
 def test_a_resumed_run_keeps_its_bound_unless_another_is_asked_for(digits, tmp_path, changed):
     half = dataclasses.replace(QUANTILE, schedule="fixed", noise_multiplier=6.0, steps=20)
     runs.train(half, dataset=digits, folder=tmp_path / "run")
-    _, before, _ = runs.from_checkpoint(tmp_path / "run")
+    _, before, _ = resuming.from_checkpoint(tmp_path / "run")
     more = dataclasses.replace(half, steps=40, count_noise=9.0, **({"l2_norm_clip": 0.7} if changed else {}))
-    saved = runs._resume(training.build(more, dataset=digits), tmp_path / "run", None)
+    saved = resuming.resume(training.build(more, dataset=digits), tmp_path / "run", None, {})
     bound = float(saved[0].opt_state[0].clip.bound)
     assert bound == (np.float32(0.7) if changed else float(before.opt_state[0].clip.bound))
     result = runs.train(more, dataset=digits, folder=tmp_path / "run", resume=True)
@@ -260,7 +260,7 @@ def test_kill_9_and_resume_gives_the_same_bits(digits, tmp_path):
 def test_changed_privacy_is_appended_to_the_ledger_and_meets_new_noise(digits, tmp_path):
     first = dataclasses.replace(CONFIG, steps=20)
     runs.train(first, dataset=digits, folder=tmp_path / "run")
-    _, before, spent = runs.from_checkpoint(tmp_path / "run")
+    _, before, spent = resuming.from_checkpoint(tmp_path / "run")
     more = dataclasses.replace(
         CONFIG, steps=40, schedule="fixed", noise_multiplier=5.0, scale=1.0, sampling_rate=0.05
     )
@@ -275,11 +275,11 @@ def test_changed_privacy_is_appended_to_the_ledger_and_meets_new_noise(digits, t
 def test_copies_of_a_checkpoint_that_go_different_ways_share_no_noise(digits, tmp_path):
     half = dataclasses.replace(CONFIG, schedule="fixed", scale=1.0, noise_multiplier=6.0, steps=20)
     runs.train(half, dataset=digits, folder=tmp_path / "run")
-    _, original, _ = runs.from_checkpoint(tmp_path / "run")
+    _, original, _ = resuming.from_checkpoint(tmp_path / "run")
 
     def secrets(**changes):
         run = training.build(dataclasses.replace(half, steps=40, **changes), dataset=digits)
-        state = runs._resume(run, tmp_path / "run", None)[0]
+        state = resuming.resume(run, tmp_path / "run", None, {})[0]
         return bits([jax.random.key_data(state.opt_state[0].key), jax.random.key_data(state.sample_key)])
 
     first, second = (secrets(noise_multiplier=sigma) for sigma in (8.0, 16.0))
@@ -292,9 +292,9 @@ def test_copies_of_a_checkpoint_that_go_different_ways_share_no_noise(digits, tm
 def test_a_shuffled_epoch_goes_on_in_its_order(digits, tmp_path):
     half = dataclasses.replace(CONFIG, sampling="shuffled", adjacency="zero_out", steps=5)
     runs.train(half, dataset=digits, folder=tmp_path / "run")
-    _, before, _ = runs.from_checkpoint(tmp_path / "run")
+    _, before, _ = resuming.from_checkpoint(tmp_path / "run")
     run = training.build(dataclasses.replace(half, steps=10), dataset=digits)
-    state, _, _ = runs._resume(run, tmp_path / "run", None)
+    state, _, _ = resuming.resume(run, tmp_path / "run", None, {})
     assert bits(jax.random.key_data(state.sample_key)) == bits(jax.random.key_data(before.sample_key))
     seen = [np.asarray(run.sampler.draw(state.sample_key, step).indices) for step in range(10)]
     assert len(np.unique(seen)) == np.size(seen)

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 import jax
 import numpy as np
 
-from jaxdp import data, metrics, models, results, runs
+from jaxdp import data, metrics, models, results, resuming
 from jaxdp.attacks import forecast, picture, public_knowledge, sweep
 from jaxdp.attacks.sweep import Model, Settings, break_down
 
@@ -97,7 +97,7 @@ def _trained(folder: pathlib.Path):
     if not folder.is_dir():
         raise ValueError(f"checkpoint={str(folder)!r}: no such folder")
     inside = folder / "checkpoints"
-    run, state, _ = runs.from_checkpoint(inside if inside.is_dir() else folder)
+    run, state, _ = resuming.from_checkpoint(inside if inside.is_dir() else folder)
     step = int(state.step)
     return run.dataset, run.model, state.params, f"{run.config.model} after {step} steps", step
 
