@@ -178,33 +178,34 @@ def success_over_noise(records: Sequence[Mapping]) -> str:
         return _svg(figure, painted, "share of recognised images and median error against noise")
 
 
-def means_over_epsilon(curves: Mapping[str, Mapping[float, Interval]], ylabel: str) -> str:
-    """A line a variant over epsilon, on a logarithmic axis, each point with its interval.
+def intervals(curves: Mapping[str, Mapping[float, Interval]], ylabel: str, xlabel: str = "ε") -> str:
+    """A line a variant over x, on a logarithmic axis, each point with its interval.
 
     Args:
-      curves: variant -> epsilon -> mean or share with its interval.
+      curves: variant -> x -> mean, median or share with its interval.
       ylabel: what it is.
+      xlabel: what it is drawn over.
     """
     if not any(curves.values()):
         return ""
     variables = colours(list(curves))
     with _figure(width=5.6) as (figure, axes, painted):
         for index, (variant, points) in enumerate(curves.items()):
-            epsilons = np.array(sorted(points))
-            # Side by side, so that intervals of equal epsilon can be told apart.
-            shifted = epsilons * 1.03 ** (index - len(curves) / 2)
-            middle, low, high = np.array([points[epsilon] for epsilon in epsilons], np.float64).T
+            x = np.array(sorted(points))
+            # Side by side, so that intervals at the same x can be told apart.
+            shifted = x * 1.03 ** (index - len(curves) / 2)
+            middle, low, high = np.array([points[value] for value in x], np.float64).T
             line = _SPECIAL[variant][1] if variant in _SPECIAL else "-"
             axes.errorbar(
                 shifted, middle, yerr=[middle - low, high - middle], color=painted(variables[variant]),
                 linestyle=line, linewidth=1.3, elinewidth=0.8, marker="o", markersize=2.5, label=label(variant),
             )  # fmt: skip
-        axes.set(xscale="log", xlabel="ε", ylabel=ylabel)
-        every = sorted({epsilon for points in curves.values() for epsilon in points})
-        axes.set_xticks(every, [f"{epsilon:g}" for epsilon in every])
+        axes.set(xscale="log", xlabel=xlabel, ylabel=ylabel)
+        every = sorted({value for points in curves.values() for value in points})
+        axes.set_xticks(every, [f"{value:g}" for value in every])
         axes.minorticks_off()
         figure.legend(loc="outside right upper", frameon=False)
-        return _svg(figure, painted, f"{ylabel} over epsilon, a line a variant")
+        return _svg(figure, painted, f"{ylabel} over {xlabel}, a line a variant")
 
 
 class _Painted:

@@ -156,6 +156,23 @@ def t_interval(values: Sequence[float] | np.ndarray, confidence: float = 0.95) -
     return Interval(mean, mean - float(half), mean + float(half))
 
 
+def median_interval(values: Sequence[float] | np.ndarray, confidence: float = 0.95) -> Interval:
+    """The median of independent values with the interval of its order statistics, whatever their distribution.
+
+    Where there are too few for the confidence (below six for 95 %) it is from the smallest to the largest.
+
+    >>> print(median_interval([1.0, 2.0, 3.0, 4.0, 5.0, 6.0]))
+    3.50 [1.00, 6.00]
+    """
+    from scipy.stats import binom
+
+    values = np.sort(np.asarray(values, float))
+    if not values.size:
+        return Interval(*[float("nan")] * 3)
+    outside = max(int(binom.ppf((1 - confidence) / 2, values.size, 0.5)), 1)
+    return Interval(float(np.median(values)), float(values[outside - 1]), float(values[-outside]))
+
+
 def success_rate(hits: Array | np.ndarray, confidence: float = 0.95) -> Interval:
     """The share of True with its Wilson interval."""
     hits = np.asarray(hits, bool)

@@ -11,6 +11,7 @@ from jaxdp.study import SELECTION_SEED, VARIANTS, best_rate
 
 Row = Mapping[str, Any]
 STAGES = ("early", "middle", "late", None)
+INFORMED = "informed adversary"
 
 
 def chosen_rates(rows: Iterable[Row]) -> dict[tuple[str, float | None], float]:
@@ -78,8 +79,7 @@ def verdicts(runs, names: Sequence[str]) -> dict[str, list[tuple[str, str, float
 
 
 class Claim(NamedTuple):
-    """A sentence made from records, and whether it speaks for dynamic parameters; None if it decides "
-    "nothing."""
+    """A sentence made from records, and whether it speaks for dynamic parameters; None: it decides nothing."""
 
     supports: bool | None
     sentence: str
@@ -97,13 +97,22 @@ def claims(runs, attacks, published: Sequence[Row]) -> list[Claim]:
         better, worse, open_ = (len(v[kind]) for kind in ("better", "worse", "undecided"))
         every = [d.estimate for kind in v.values() for *_, d in kind]
         if every:
+            each = "; ".join(_of_data_set(v, name) for name in runs)
             text = (
                 f"Accuracy of {words} against fixed parameters: better in {better} of {len(every)} "
                 f"comparisons of data set, variant and epsilon, worse in {worse}, undecided in {open_}; "
-                f"mean difference {100 * np.mean(every):+.2f} points."
+                f"mean difference {100 * np.mean(every):+.2f} points. By data set, better / worse / "
+                f"undecided, mean: {each}."
             )
             made.append(Claim(_sign(better, worse, len(every)), text))
     return made + _of_adversary(attacks) + _of_published(published)
+
+
+def _of_data_set(found: Mapping[str, list], name: str) -> str:
+    own = {kind: [d.estimate for data, *_, d in rows if data == name] for kind, rows in found.items()}
+    mean = np.mean([value for values in own.values() for value in values] or [np.nan])
+    counts = " / ".join(str(len(own[kind])) for kind in ("better", "worse", "undecided"))
+    return f"{name} {counts}, {100 * mean:+.1f}"
 
 
 def _sign(for_: int, against: int, of: int) -> bool | None:
@@ -120,9 +129,9 @@ def share(row: Row) -> Interval:
 
 
 def _of_adversary(attacks) -> list[Claim]:
-    rows = [row for _, found in attacks.values() for row in found]
-    informed = [row for row in rows if row["attack"] == "informed adversary"]
-    images = [row for row in rows if row["attack"] != "informed adversary" and row["noise_std"] > 0]
+    rows = [{**row, "data": name} for name, (_, found) in attacks.items() for row in found]
+    informed = [row for row in rows if row["attack"] == INFORMED]
+    images = [row for row in rows if behind_noise(row)]
     made = [
         _compared(
             [row for row in informed if row["stage"] == stage],
@@ -130,13 +139,7 @@ def _of_adversary(attacks) -> list[Claim]:
         )
         for stage in STAGES
     ]
-    made += [
-        _compared(
-            [row for row in images if row["stage"] == stage],
-            f"Images recognised behind noise scaled down, {stage} in the run",
-        )
-        for stage in STAGES[:3]
-    ]
+    made += [_images_compared([row for row in images if row["stage"] == s], s) for s in STAGES[:3]]
     bounded = [row for row in informed if row["bound"] is not None]
     if bounded:
         over = sum(share(row).low > row["bound"] for row in bounded)
@@ -145,18 +148,43 @@ def _of_adversary(attacks) -> list[Claim]:
     return [claim for claim in made if claim is not None]
 
 
-def _compared(rows: Sequence[Row], what: str) -> Claim | None:
-    """Attacks on the dynamic schedules against the same attacks on the fixed one."""
+def behind_noise(row: Row) -> bool:
+    """Whether it is an attack on images, and on a noised gradient."""
+    return row["attack"] != INFORMED and row["noise_std"] > 0
+
+
+def _beside_fixed(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
+    """Each attack on a dynamic schedule with the same attack on the fixed one."""
 
     def leak(row: Row):
-        return row["target"], row["leak_point"], row.get("level")
+        return row["data"], row["target"], row["leak_point"], row.get("level")
 
-    fixed = {leak(row): share(row) for row in rows if row["variant"] == "fixed"}
-    pairs = [
-        (share(row), fixed[leak(row)])
-        for row in rows
-        if row["variant"] in schedules.DYNAMIC and leak(row) in fixed
+    fixed = {leak(row): row for row in rows if row["variant"] == "fixed"}
+    return [
+        (row, fixed[leak(row)]) for row in rows if row["variant"] in schedules.DYNAMIC and leak(row) in fixed
     ]
+
+
+def _images_compared(rows: Sequence[Row], stage: str | None) -> Claim | None:
+    """Reconstruction errors on the dynamic schedules against those of the same images on the fixed one."""
+    gains = [
+        t_interval(np.subtract(row["rmse_of_each"], fixed["rmse_of_each"]))
+        for row, fixed in _beside_fixed(rows)
+    ]
+    if not gains:
+        return None
+    farther, closer = sum(g.low > 0 for g in gains), sum(g.high < 0 for g in gains)
+    text = (
+        f"Images behind noise scaled down, {stage} in the run: reconstructions from dynamic schedules are "
+        f"farther from the truth than from the fixed one in {farther} of {len(gains)} comparisons (paired by "
+        f"image), closer in {closer}; mean difference in RMSE {np.mean([g.estimate for g in gains]):+.3f}."
+    )
+    return Claim(_sign(farther, closer, len(gains)), text)
+
+
+def _compared(rows: Sequence[Row], what: str) -> Claim | None:
+    """Successes against the dynamic schedules beside those of the same attacks on the fixed one."""
+    pairs = [(share(row), share(fixed)) for row, fixed in _beside_fixed(rows)]
     if not pairs:
         return None
     less, more = (sum(a.high < b.low for a, b in pairs), sum(a.low > b.high for a, b in pairs))

@@ -4,27 +4,24 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 
 from jaxdp import figures, results
-from jaxdp.metrics import Interval
 from jaxdp.study import SELECTION_SEED, SETUPS, VARIANTS
+from jaxdp.study_exposure import adversary, images
 from jaxdp.study_findings import (
-    STAGES,
+    INFORMED,
     Claim,
-    Row,
     accuracies,
     by_seed,
     chosen_rates,
     claims,
     difference,
     reported,
-    share,
 )  # fmt: skip
 from jaxdp.study_parts import FROM, cost, points, published_comparison
 from jaxdp.study_records import ATTACKS, RUNS, read
 from jaxdp.study_records import PUBLISHED as PUBLISHED_FILE
 from jaxdp.tables import markdown
 
-INFORMED = "informed adversary"
-Draw = Callable[[str, str, Mapping, str], str]
+Draw = Callable[..., str]
 
 
 def write(records: pathlib.Path, costs: pathlib.Path, output: pathlib.Path) -> None:
@@ -52,23 +49,23 @@ def write(records: pathlib.Path, costs: pathlib.Path, output: pathlib.Path) -> N
         except ValueError:
             return path.as_posix()
 
-    def draw(name: str, kind: str, curves: Mapping, ylabel: str) -> str:
+    def draw(name: str, kind: str, curves: Mapping, ylabel: str, xlabel: str = "ε") -> str:
         """The figure as Markdown, its file written; nothing where there is nothing to draw."""
-        svg = figures.means_over_epsilon(curves, ylabel)
+        svg = figures.intervals(curves, ylabel, xlabel)
         if not svg:
             return ""
         path = records / name / f"{kind}.svg"
         results.write_text(path, figures.standalone(svg) + "\n")
         source = where(records / name / (RUNS if kind == "accuracy" else ATTACKS))
-        return f"![{ylabel} over epsilon, {name}]({where(path)})\n\n{FROM.format(source)}\n"
+        return f"![{ylabel} over {xlabel}, {name}]({where(path)})\n\n{FROM.format(source)}\n"
 
     parts = [
         _head(runs),
         _says(claims(runs, attacks, published)),
         _setting(runs),
         _accuracy(runs, draw, lambda n: where(records / n / RUNS)),
-        _adversary(attacks, draw, lambda n: where(records / n / ATTACKS)),
-        _images(attacks, lambda n: where(records / n / ATTACKS)),
+        adversary(attacks, draw, lambda n: where(records / n / ATTACKS)),
+        images(attacks, draw, lambda n: where(records / n / ATTACKS)),
         cost(costs),
         published_comparison(published, runs, where(records / PUBLISHED_FILE)),
         _missing(runs, attacks),
@@ -133,9 +130,8 @@ def _setting(runs) -> str:
         "**This choice looks at private data without noise, so the epsilons do not cover it**; they "
         "would if the validation split were public. Seeds of noise are given, so that the study can be "
         "repeated: such runs protect nobody.\n\n"
-        "Of the records kept here: the grid was widened from four to six learning rates, and digits and "
-        "breast_cancer were given three selection seeds, after a first look at results, for every variant "
-        "alike.\n\n"
+        "Of the records kept here: grids, lengths and the number of selection seeds were settled after looks "
+        "at an earlier study (coarser grids, logistic regression on images), for every variant alike.\n\n"
         "At one epsilon a dynamic schedule's matched constant is the fixed schedule itself, so it is not "
         "run twice; it belongs to the published comparison below.\n"
     )
@@ -183,97 +179,6 @@ def _differences(rows, variant: str, epsilons: Sequence[float]) -> tuple[str, ..
         text = points(d, "+")
         shown.append(f"**{text}**" if d is not None and (d.low > 0 or d.high < 0) else text)
     return (variant, *shown)
-
-
-def _adversary(attacks, draw: Draw, where) -> str:
-    parts = []
-    for name, (_, found) in attacks.items():
-        rows = [row for row in found if row["attack"] == INFORMED]
-        for epsilon in sorted({row["target"] for row in rows}):
-            body = []
-            for variant in (v for v in VARIANTS if any(r["variant"] == v for r in rows)):
-                cells = [_with_bound(rows, variant, epsilon, stage) for stage in STAGES]
-                body.append((variant, *cells))
-            parts.append(f"### {name}, ε = {epsilon:g}\n\n{FROM.format(where(name))}\n")
-            parts.append(markdown(("variant", "early", "middle", "late", "whole run"), body))
-            parts.append(f"Bound of one step. {FROM.format(where(name))}\n")
-            parts.append(
-                markdown(("variant", "early", "middle", "late", "whole run"), _of_one_step(rows, epsilon))
-            )
-        for stage in ("early", "late"):
-            parts.append(draw(name, stage, _successes(rows, stage), f"informed adversary, {stage}"))
-    if not parts:
-        return ""
-    text = (
-        "## (b), (c) The informed adversary and the reconstruction bound\n\n"
-        "Attacks on pixels cannot rank variants where they fail on all, so the adversary is given "
-        "more: the parameters of every step, the rest of each batch, and ten candidates for one example. "
-        "Share of right answers in percent (chance: 10) with its interval over trials; after the slash "
-        "the bound that no attack passes, in percent. Early, middle and late: a tenth of the run's "
-        "steps, the example known to be in every batch. Whole run: all steps, the example drawn at the "
-        "sampling rate. `l2_max` has no bound. The table after it has the bound of the first step alone "
-        "of each of these, in percent.\n"
-    )
-    return "\n".join([text, *parts])
-
-
-def _successes(rows, stage: str) -> dict[str, dict[float, Interval]]:
-    """Variant -> epsilon -> success at a stage."""
-    found: dict[str, dict[float, Interval]] = {}
-    for variant in VARIANTS:
-        for row in rows:
-            if (row["variant"], row["stage"]) == (variant, stage):
-                found.setdefault(variant, {})[row["target"]] = share(row)
-    return found
-
-
-def _with_bound(rows, variant, epsilon, stage) -> str:
-    own = [r for r in rows if (r["variant"], r["target"], r["stage"]) == (variant, epsilon, stage)]
-    if not own:
-        return "–"
-    bound = "no bound" if own[0]["bound"] is None else f"{100 * own[0]['bound']:.1f}"
-    found = share(own[0])
-    return f"{100 * found.estimate:.0f} [{100 * found.low:.0f}, {100 * found.high:.0f}] / {bound}"
-
-
-def _of_one_step(rows, epsilon) -> list[tuple[str, ...]]:
-    bounds = {(r["variant"], r["stage"]): r["bound_of_one_step"] for r in rows if r["target"] == epsilon}
-    named = dict.fromkeys(variant for variant in VARIANTS if bounds.get((variant, None)) is not None)
-    return [(variant, *(f"{100 * bounds[variant, stage]:.1f}" for stage in STAGES)) for variant in named]
-
-
-def _images(attacks, where) -> str:
-    parts = []
-    for name, (_, found) in attacks.items():
-        rows = [row for row in found if row["attack"] != INFORMED]
-        for point in dict.fromkeys(row["leak_point"] for row in rows):
-            for level in dict.fromkeys(row.get("level") for row in rows if row["leak_point"] == point):
-                own = [row for row in rows if row["leak_point"] == point and row.get("level") == level]
-                body = []
-                for variant in dict.fromkeys(row["variant"] for row in own):
-                    staged = {row["stage"]: row for row in own if row["variant"] == variant}
-                    body.append((variant, *(_image_cell(staged.get(stage)) for stage in STAGES[:3])))
-                noise = "no noise" if level is None else f"noise {level:g} of C for `fixed`"
-                parts.append(f"### {name}, {point}, {noise}\n\n{FROM.format(where(name))}\n")
-                parts.append(markdown(("variant", "early", "middle", "late"), body))
-    if not parts:
-        return ""
-    text = (
-        "## (b) Images\n\nShare of held-out images recognised (RMSE below 0.1) in percent, its interval "
-        "over victims, and the median RMSE, by the posterior attack that knows clip bound, noise and an "
-        "image prior. All variants' noise is that of their runs at equal epsilon times **one common "
-        "factor**, chosen so that the noise of `fixed` has the stated norm relative to the clip bound: "
-        "far less noise than the run had, hence not at its epsilon. Without noise no parameter of the "
-        "mechanism protects anything.\n"
-    )
-    return "\n".join([text, *parts])
-
-
-def _image_cell(row: Row | None) -> str:
-    if row is None:
-        return "–"
-    found = share(row)
-    return f"{100 * found.estimate:.0f} [{100 * found.low:.0f}, {100 * found.high:.0f}], {row['rmse']:.3f}"
 
 
 def _missing(runs, attacks) -> str:

@@ -17,6 +17,7 @@ _OF_ATTACK = (
     "victims",
     "success",
     "rmse",
+    "rmse_of_each",
     "rmse_mean_image",
     "labels",
     "bound",

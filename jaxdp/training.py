@@ -349,7 +349,7 @@ def build(
     )
 
 
-def evaluator(model: models.Model, dataset: Dataset, batch_size: int = 1024):
+def evaluator(model: models.Model, dataset: Dataset, batch_size: int = 256):
     """Accuracy on a data set's test split, a compiled function of the parameters, a batch at a time."""
     x, y = jnp.asarray(dataset.test_x), jnp.asarray(dataset.test_y)
 

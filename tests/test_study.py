@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from jaxdp import runs, study, study_attacks, study_findings, study_page, study_records, training
-from jaxdp.metrics import t_interval
+from jaxdp.metrics import median_interval, t_interval
 from jaxdp.study import SELECTION_SEED, StudyConfig
 from jaxdp.train_config import TrainConfig
 
@@ -171,3 +171,67 @@ def test_the_matched_constant_spends_what_the_published_schedule_spends():
         study.Trial(variant="matched_linear", epsilon=None, learning_rate=0.5, seed=0),
     )
     assert config.schedule == "fixed" and 4.85 < config.noise_multiplier < 15
+
+
+def test_images_are_attacked_behind_noise_of_one_common_factor(tmp_path):
+    config = StudyConfig(
+        data=("digits",),
+        variants=("fixed", "linear"),
+        epsilons=(2.0,),
+        learning_rates=(0.5,),
+        seeds=2,
+        steps=20,
+    )
+    settings = study_attacks.AttackConfig(
+        victims=4, batch_size=2, levels=(0.3,), iterations=4, exact_variants=("fixed",), exact_victims=2
+    )
+    (workshop,) = study.workshops(config, tmp_path)
+    study_attacks.attack_images(workshop, config, settings)
+    study.train(config, tmp_path, lambda line: None)
+    study_records.collect(tmp_path, tmp_path / "collected")
+    _, rows = study_records.read(tmp_path / "collected" / "digits" / study_records.ATTACKS)
+    noised = {(row["variant"], row["stage"]): row for row in rows if row["leak_point"] == "noised"}
+    assert len(rows) == 3 * 2 + 2 * 3 * 2 and len(noised) == 6
+    for variant in config.variants:
+        path = study_attacks.walk(workshop, variant, 2.0)
+        dimension = sum(leaf.size for leaf in jax.tree.leaves(path.snapshots[0]))
+        for stage, step in (("early", 0), ("middle", 10), ("late", 19)):
+            if (variant, stage) == ("fixed", "early"):
+                factor = 0.3 / dimension**0.5 / path.noise[0]
+            np.testing.assert_allclose(
+                noised[variant, stage]["noise_std"], factor * path.noise[step], rtol=1e-5
+            )
+            assert len(noised[variant, stage]["rmse_of_each"]) == 4
+    study_page.write(tmp_path / "collected", tmp_path, tmp_path / "STUDY.md")
+    page = (tmp_path / "STUDY.md").read_text()
+    assert "### digits, noised batch, noise 0.3 of C" in page and "### digits, raw, no noise" in page
+    assert "collected/digits/images_early.svg" in page
+    assert "Images behind noise scaled down, late in the run" in page
+
+
+def test_reconstructions_are_compared_by_image():
+    def row(variant, errors):
+        return {
+            "variant": variant, "target": 2.0, "leak_point": "noised", "level": 0.3, "stage": "early",
+            "attack": "lbfgs", "noise_std": 0.1, "rmse_of_each": errors,
+        }  # fmt: skip
+
+    truth = np.linspace(0.01, 0.3, 16)
+    attacks = {
+        name: ({}, [row("fixed", truth), *(row(v, truth + gain) for v, gain in gains.items())])
+        for name, gains in {
+            "digits": {"linear": 0.002 + 1e-4 * truth, "staircase": -0.002 * truth},
+            "mnist": {"exponential": np.where(np.arange(16) % 2, 0.01, -0.01)},
+        }.items()
+    }
+    (claim,) = study_findings.claims({}, attacks, [])
+    assert "farther from the truth than from the fixed one in 1 of 3" in claim.sentence
+    assert "closer in 1;" in claim.sentence and claim.supports is None
+
+
+def test_the_median_interval_covers():
+    rng = np.random.default_rng(0)
+    for size in (6, 16, 33):
+        found = [median_interval(rng.exponential(1.0, size)) for _ in range(2000)]
+        assert np.mean([low <= np.log(2) <= high for _, low, high in found]) > 0.945
+    assert np.mean([high - low for _, low, high in found]) < 1.2
