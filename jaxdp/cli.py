@@ -71,8 +71,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return command.run(_parsed(command, name, rest)) or 0
     except (ValueError, OSError) as error:
-        print(f"jaxdp {name}: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"jaxdp {name}: {_in_one_line(error)}", file=sys.stderr)
         return 2
+
+
+def _in_one_line(error: ValueError | OSError) -> str:
+    """What went wrong; of the system's own errors the file and the reason, without their number."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split())
 
 
 if __name__ == "__main__":

@@ -118,6 +118,11 @@ class TrainConfig:
             raise ValueError("schedule='none': a run without noise has no epsilon to aim at or to bound")
         if self.schedule == "adaptive":
             self._check_adaptive()
+        elif self.noise_multiplier is not None and self.schedule not in ("fixed", "none"):
+            raise ValueError(
+                f"noise_multiplier={self.noise_multiplier}: of the fixed schedule; for {self.schedule} give start, "
+                "end or scale"
+            )
 
     def _check_adaptive(self) -> None:
         needs = "schedule='adaptive' needs"
