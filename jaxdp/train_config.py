@@ -120,8 +120,8 @@ class TrainConfig:
             self._check_adaptive()
         elif self.noise_multiplier is not None and self.schedule not in ("fixed", "none"):
             raise ValueError(
-                f"noise_multiplier={self.noise_multiplier}: of the fixed schedule; for {self.schedule} give start, "
-                "end or scale"
+                f"noise_multiplier={self.noise_multiplier}: of the fixed schedule; for {self.schedule} give "
+                "start, end or scale"
             )
 
     def _check_adaptive(self) -> None:

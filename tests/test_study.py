@@ -11,9 +11,10 @@ import jax
 import numpy as np
 import pytest
 
-from jaxdp import runs, study, study_attacks, study_findings, study_page, study_records, training
+from jaxdp import runs, training
 from jaxdp.metrics import median_interval, t_interval
-from jaxdp.study import SELECTION_SEED, StudyConfig
+from jaxdp.study import attacks, findings, page, records, trials
+from jaxdp.study.trials import SELECTION_SEED, StudyConfig
 from jaxdp.train_config import TrainConfig
 
 TINY = StudyConfig(
@@ -26,7 +27,7 @@ TINY = StudyConfig(
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
     lines = []
-    study.train(TINY, folder, lines.append)
+    trials.train(TINY, folder, lines.append)
     return folder, lines
 
 
@@ -40,25 +41,25 @@ def test_each_cell_has_as_many_runs(trained):
 
 def test_a_finished_study_trains_nothing(trained):
     lines = []
-    study.train(TINY, trained[0], lines.append)
+    trials.train(TINY, trained[0], lines.append)
     assert all("; 0 runs in" in line for line in lines)
 
 
 def test_a_record_of_another_configuration_is_replaced(trained, tmp_path):
     only = dataclasses.replace(TINY, variants=("fixed",), epsilons=(4.0,), learning_rates=(0.5,))
-    study.train(only, tmp_path, lambda line: None)
+    trials.train(only, tmp_path, lambda line: None)
     lines = []
-    study.train(dataclasses.replace(only, steps=21), tmp_path, lines.append)
+    trials.train(dataclasses.replace(only, steps=21), tmp_path, lines.append)
     assert "; 5 runs in" in lines[0]
 
 
 def test_runs_that_share_a_program_are_compiled_once_and_are_the_same_as_alone(trained):
-    (workshop,) = study.workshops(TINY, trained[0])
-    trials = [
-        study.Trial(variant="linear", epsilon=epsilon, learning_rate=rate, seed=seed)
+    (workshop,) = trials.workshops(TINY, trained[0])
+    pair = [
+        trials.Trial(variant="linear", epsilon=epsilon, learning_rate=rate, seed=seed)
         for epsilon, rate, seed in ((1.0, 0.5, 0), (4.0, 0.125, 3))
     ]
-    first, second = (workshop.train(trial) for trial in trials)
+    first, second = (workshop.train(trial) for trial in pair)
     assert len(second.run.traces) == len(first.run.traces) == 1
     alone = runs.train(second.config, dataset=workshop.dataset)
     for a, b in zip(jax.tree.leaves(alone.state.params), jax.tree.leaves(second.state.params), strict=True):
@@ -75,7 +76,7 @@ def test_a_run_is_not_adjusted_to_what_needs_another_program():
 
 
 def test_validation_examples_are_not_trained_on_nor_tested(trained):
-    (workshop,) = study.workshops(TINY, trained[0])
+    (workshop,) = trials.workshops(TINY, trained[0])
     smaller, held = workshop._splits
     rows = {array.tobytes() for array in np.asarray(held.test_x)}
     assert not rows & {array.tobytes() for array in np.asarray(smaller.train_x)}
@@ -104,14 +105,14 @@ def test_killed_it_goes_on(tmp_path):
 
 
 def test_records_are_collected_and_make_a_page(trained, tmp_path):
-    study_records.collect(trained[0], tmp_path / "experiments")
-    head, rows = study_records.read(tmp_path / "experiments" / "breast_cancer" / study_records.RUNS)
+    records.collect(trained[0], tmp_path / "experiments")
+    head, rows = records.read(tmp_path / "experiments" / "breast_cancer" / records.RUNS)
     assert head["settings"]["steps"] == 20 and "private examples" in head["not_covered"]
     assert len(rows) == 5 * 8
-    study_page.write(tmp_path / "experiments", tmp_path, tmp_path / "STUDY.md")
-    page = (tmp_path / "STUDY.md").read_text()
-    assert "do not cover it" in page and "mnist: no run" in page
-    assert "experiments/breast_cancer/accuracy.svg" in page
+    page.write(tmp_path / "experiments", tmp_path, tmp_path / "STUDY.md")
+    text = (tmp_path / "STUDY.md").read_text()
+    assert "do not cover it" in text and "mnist: no run" in text
+    assert "experiments/breast_cancer/accuracy.svg" in text
     assert "<svg" in (tmp_path / "experiments" / "breast_cancer" / "accuracy.svg").read_text()
 
 
@@ -129,14 +130,14 @@ def test_only_runs_at_the_chosen_learning_rate_are_reported():
         _row("fixed", 0, 0.6, rate=0.5),
         _row("fixed", 1, 0.95, rate=2.0),
     ]
-    assert [row["test_accuracy"] for row in study_findings.reported(rows)] == [0.6]
+    assert [row["test_accuracy"] for row in findings.reported(rows)] == [0.6]
 
 
 def test_differences_are_paired_by_seed():
     selection = [_row(variant, SELECTION_SEED, 0.0) for variant in ("fixed", "linear")]
     fixed = [_row("fixed", seed, 0.5 + 0.1 * seed) for seed in range(4)]
     linear = [_row("linear", seed, 0.52 + 0.1 * seed + 1e-3 * (-1) ** seed) for seed in range(4)]
-    d = study_findings.difference([*selection, *fixed, *linear], ("linear", 1.0), ("fixed", 1.0))
+    d = findings.difference([*selection, *fixed, *linear], ("linear", 1.0), ("fixed", 1.0))
     np.testing.assert_allclose(d.estimate, 0.02, atol=1e-9)
     assert 0.015 < d.low < d.high < 0.025
     alone = t_interval([row["test_accuracy"] for row in linear])
@@ -150,7 +151,7 @@ def test_the_student_interval_covers():
 
 
 def test_windows_of_an_attack():
-    found = study_attacks.spans(100)
+    found = attacks.spans(100)
     assert found == {"early": (0, 10), "middle": (50, 60), "late": (90, 100), None: (0, 100)}
 
 
@@ -165,10 +166,10 @@ def test_refuses(wrong):
 
 
 def test_the_matched_constant_spends_what_the_published_schedule_spends():
-    config = study.settings(
+    config = trials.settings(
         "mnist",
-        study.SETUPS["mnist"],
-        study.Trial(variant="matched_linear", epsilon=None, learning_rate=0.5, seed=0),
+        trials.SETUPS["mnist"],
+        trials.Trial(variant="matched_linear", epsilon=None, learning_rate=0.5, seed=0),
     )
     assert config.schedule == "fixed" and 4.85 < config.noise_multiplier < 15
 
@@ -182,18 +183,18 @@ def test_images_are_attacked_behind_noise_of_one_common_factor(tmp_path):
         seeds=2,
         steps=20,
     )
-    settings = study_attacks.AttackConfig(
+    settings = attacks.AttackConfig(
         victims=4, batch_size=2, levels=(0.3,), iterations=4, exact_variants=("fixed",), exact_victims=2
     )
-    (workshop,) = study.workshops(config, tmp_path)
-    study_attacks.attack_images(workshop, config, settings)
-    study.train(config, tmp_path, lambda line: None)
-    study_records.collect(tmp_path, tmp_path / "collected")
-    _, rows = study_records.read(tmp_path / "collected" / "digits" / study_records.ATTACKS)
+    (workshop,) = trials.workshops(config, tmp_path)
+    attacks.attack_images(workshop, config, settings)
+    trials.train(config, tmp_path, lambda line: None)
+    records.collect(tmp_path, tmp_path / "collected")
+    _, rows = records.read(tmp_path / "collected" / "digits" / records.ATTACKS)
     noised = {(row["variant"], row["stage"]): row for row in rows if row["leak_point"] == "noised"}
     assert len(rows) == 3 * 2 + 2 * 3 * 2 and len(noised) == 6
     for variant in config.variants:
-        path = study_attacks.walk(workshop, variant, 2.0)
+        path = attacks.walk(workshop, variant, 2.0)
         dimension = sum(leaf.size for leaf in jax.tree.leaves(path.snapshots[0]))
         for stage, step in (("early", 0), ("middle", 10), ("late", 19)):
             if (variant, stage) == ("fixed", "early"):
@@ -202,11 +203,11 @@ def test_images_are_attacked_behind_noise_of_one_common_factor(tmp_path):
                 noised[variant, stage]["noise_std"], factor * path.noise[step], rtol=1e-5
             )
             assert len(noised[variant, stage]["rmse_of_each"]) == 4
-    study_page.write(tmp_path / "collected", tmp_path, tmp_path / "STUDY.md")
-    page = (tmp_path / "STUDY.md").read_text()
-    assert "### digits, noised batch, noise 0.3 of C" in page and "### digits, raw, no noise" in page
-    assert "collected/digits/images_early.svg" in page
-    assert "Images behind noise scaled down, late in the run" in page
+    page.write(tmp_path / "collected", tmp_path, tmp_path / "STUDY.md")
+    text = (tmp_path / "STUDY.md").read_text()
+    assert "### digits, noised batch, noise 0.3 of C" in text and "### digits, raw, no noise" in text
+    assert "collected/digits/images_early.svg" in text
+    assert "Images behind noise scaled down, late in the run" in text
 
 
 def test_reconstructions_are_compared_by_image():
@@ -217,14 +218,14 @@ def test_reconstructions_are_compared_by_image():
         }  # fmt: skip
 
     truth = np.linspace(0.01, 0.3, 16)
-    attacks = {
+    collected = {
         name: ({}, [row("fixed", truth), *(row(v, truth + gain) for v, gain in gains.items())])
         for name, gains in {
             "digits": {"linear": 0.002 + 1e-4 * truth, "staircase": -0.002 * truth},
             "mnist": {"exponential": np.where(np.arange(16) % 2, 0.01, -0.01)},
         }.items()
     }
-    (claim,) = study_findings.claims({}, attacks, [])
+    (claim,) = findings.claims({}, collected, [])
     assert "farther from the truth than from the fixed one in 1 of 3" in claim.sentence
     assert "closer in 1;" in claim.sentence and claim.supports is None
 

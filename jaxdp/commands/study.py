@@ -10,7 +10,7 @@ from typing import Annotated
 
 import tyro
 
-from jaxdp.study import StudyConfig
+from jaxdp.study.trials import StudyConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,18 +69,18 @@ def run(config: Run | Attack | Collect | Report) -> None:
     if isinstance(config, Attack):
         _attack(config)
     elif isinstance(config, Run):
-        from jaxdp import study
+        from jaxdp.study import trials
 
-        study.train(_studied(config), config.output)
+        trials.train(_studied(config), config.output)
     elif isinstance(config, Collect):
-        from jaxdp import study_records
+        from jaxdp.study import records
 
-        for path in study_records.collect(config.records, config.output):
+        for path in records.collect(config.records, config.output):
             print(path)
     else:
-        from jaxdp import study_page
+        from jaxdp.study import page
 
-        study_page.write(config.records, config.costs, config.output)
+        page.write(config.records, config.costs, config.output)
         print(config.output)
 
 
@@ -89,11 +89,11 @@ def _studied(config: Run) -> StudyConfig:
 
 
 def _attack(config: Attack) -> None:
-    from jaxdp import study, study_attacks, study_published
+    from jaxdp.study import attacks, published, trials
 
-    studied, settings = _studied(config), study_attacks.AttackConfig()
-    for workshop in study.workshops(studied, config.output):
-        study_attacks.attack(workshop, studied, settings)
+    studied, settings = _studied(config), attacks.AttackConfig()
+    for workshop in trials.workshops(studied, config.output):
+        attacks.attack(workshop, studied, settings)
         if config.images and workshop.setup.images:
-            study_attacks.attack_images(workshop, studied, settings)
-    study_attacks.kept(config.output / "published.json", "published", study_published.published)
+            attacks.attack_images(workshop, studied, settings)
+    attacks.kept(config.output / "published.json", "published", published.published)

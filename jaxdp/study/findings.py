@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxdp import schedules
 from jaxdp.metrics import Interval, t_interval
-from jaxdp.study import SELECTION_SEED, VARIANTS, best_rate
+from jaxdp.study.trials import SELECTION_SEED, VARIANTS, best_rate
 
 Row = Mapping[str, Any]
 STAGES = ("early", "middle", "late", None)

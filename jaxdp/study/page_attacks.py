@@ -3,9 +3,9 @@
 from collections.abc import Callable, Sequence
 
 from jaxdp.metrics import Interval, median_interval
-from jaxdp.study import VARIANTS
-from jaxdp.study_findings import INFORMED, STAGES, Row, share
-from jaxdp.study_parts import FROM
+from jaxdp.study.findings import INFORMED, STAGES, Row, share
+from jaxdp.study.page_parts import FROM
+from jaxdp.study.trials import VARIANTS
 from jaxdp.tables import markdown
 
 

@@ -4,9 +4,7 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 
 from jaxdp import figures, results
-from jaxdp.study import SELECTION_SEED, SETUPS, VARIANTS
-from jaxdp.study_exposure import adversary, images
-from jaxdp.study_findings import (
+from jaxdp.study.findings import (
     INFORMED,
     Claim,
     accuracies,
@@ -16,9 +14,11 @@ from jaxdp.study_findings import (
     difference,
     reported,
 )  # fmt: skip
-from jaxdp.study_parts import FROM, cost, points, published_comparison
-from jaxdp.study_records import ATTACKS, RUNS, read
-from jaxdp.study_records import PUBLISHED as PUBLISHED_FILE
+from jaxdp.study.page_attacks import adversary, images
+from jaxdp.study.page_parts import FROM, cost, points, published_comparison
+from jaxdp.study.records import ATTACKS, RUNS, read
+from jaxdp.study.records import PUBLISHED as PUBLISHED_FILE
+from jaxdp.study.trials import SELECTION_SEED, SETUPS, VARIANTS
 from jaxdp.tables import markdown
 
 Draw = Callable[..., str]

@@ -5,9 +5,9 @@ import pathlib
 from collections.abc import Sequence
 
 from jaxdp.metrics import Interval, t_interval
-from jaxdp.study import PUBLISHED
-from jaxdp.study_findings import Row, by_seed, difference, reported
-from jaxdp.study_records import RUNS
+from jaxdp.study.findings import Row, by_seed, difference, reported
+from jaxdp.study.records import RUNS
+from jaxdp.study.trials import PUBLISHED
 from jaxdp.tables import markdown
 
 FROM = "From `{}`, by `jaxdp study report`."

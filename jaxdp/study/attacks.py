@@ -23,7 +23,7 @@ from jaxdp import clipping, configured, gradients, metrics, models, reconstructi
 from jaxdp.attacks import hypotheses, public_knowledge
 from jaxdp.exposure import Bench, Case
 from jaxdp.runs import TrainResult
-from jaxdp.study import StudyConfig, Trial, Workshop, choose, settings, targets
+from jaxdp.study.trials import StudyConfig, Trial, Workshop, choose, settings, targets
 
 CANDIDATES = 10
 PRIOR = 1 / CANDIDATES
