@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxdp import clipping, convolution, gradients, models, schedules
-from jaxdp.privatize import automatic_microbatch_size, clipped_gradients, gradient_bytes, privatize
+from jaxdp import clipping, convolution, gradients, microbatches, models, schedules
+from jaxdp.privatize import clipped_gradients, privatize
 
 LEARNING_RATE, L2_NORM_CLIP, SIGMA, RUN_STEPS = 0.05, 4.0, 6.0, 10_000
 
@@ -82,7 +82,7 @@ def private(
 def piece_size(model: models.Model, x, y) -> int:
     """The microbatch that the private step picks, made to divide the batch."""
     per_example = gradients.per_example(models.cross_entropy(model))
-    size = automatic_microbatch_size(gradient_bytes(per_example, model.params, (x, y)))
+    size = microbatches.automatic_size(microbatches.example_bytes(per_example, model.params, (x, y)))
     return int(np.gcd(size, len(x)))
 
 

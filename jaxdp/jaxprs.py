@@ -77,10 +77,22 @@ def evaluate(
 
     values.update(zip(jaxpr.constvars, constants, strict=True))
     values.update(zip(jaxpr.invars, arguments, strict=True))
-    for equation in jaxpr.eqns:
+    outputs = jaxpr.outvars if outputs is None else outputs
+    for equation in _needed(jaxpr, outputs):
         results = step(equation, [read(atom) for atom in equation.invars])
         values.update(zip(equation.outvars, results, strict=True))
-    return [read(atom) for atom in (jaxpr.outvars if outputs is None else outputs)]
+    return [read(atom) for atom in outputs]
+
+
+def _needed(jaxpr: Jaxpr, outputs: Sequence) -> list[JaxprEqn]:
+    """The equations that the outputs depend on, and those with effects."""
+    live = {atom for atom in outputs if not isinstance(atom, Literal)}
+    found = []
+    for equation in reversed(jaxpr.eqns):
+        if equation.effects or live.intersection(equation.outvars):
+            found.append(equation)
+            live.update(atom for atom in equation.invars if not isinstance(atom, Literal))
+    return found[::-1]
 
 
 def flatten_calls(closed: ClosedJaxpr, rule: Rule = lambda equation, inputs: None) -> ClosedJaxpr:

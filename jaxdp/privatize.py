@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from jaxdp import gradients, schedules
+from jaxdp import gradients, microbatches, schedules
 from jaxdp.clipping import ClippedSum, Clipper
 from jaxdp.noise import noise_like
 from jaxdp.schedules import Schedule
@@ -174,7 +174,7 @@ def clipped_gradients(
       loss_fn: the loss of one example, see `gradients.per_example`.
       clipper: from `jaxdp.clipping`; its parts add up over microbatches.
       microbatch_size: examples whose gradients exist at the same time; None for all at once, `auto` for
-        `automatic_microbatch_size`.  A batch that it does not divide is padded, and the padding masked.
+        `microbatches.automatic_size`.  A batch that it does not divide is padded, and the padding masked.
       method: see `gradients.per_example`.
       convolution: see `gradients.per_example`.
 
@@ -204,7 +204,7 @@ def clipped_gradients(
         size = mask.shape[0]
         fits = microbatch_size
         if microbatch_size == "auto":
-            fits = automatic_microbatch_size(gradient_bytes(per_example, params, batch))
+            fits = microbatches.automatic_size(microbatches.example_bytes(per_example, params, batch))
         # Pieces of equal size, so that as little as possible is padding.
         pieces = -(-size // fits)
         piece_size = -(-size // pieces)
@@ -228,23 +228,6 @@ def clipped_gradients(
         return signed(losses.reshape(-1)[:size], summed, clip_state, step)
 
     return whole if microbatch_size is None else in_pieces
-
-
-def gradient_bytes(per_example, params: PyTree, batch: PyTree) -> int:
-    """Bytes that one example's gradient takes in the form that `per_example` gives it."""
-    two = jax.tree.map(lambda x: jax.ShapeDtypeStruct((2, *x.shape[1:]), x.dtype), batch)
-    _, grads = jax.eval_shape(per_example, params, two)
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(grads)) // 2
-
-
-def automatic_microbatch_size(example_bytes: int) -> int:
-    """The largest power of two whose gradients fit the budget, at least 8.
-
-    The budget is 4 MiB on a CPU, where small pieces stay in the cache, and 1 GiB elsewhere.  Peak memory for
-    gradients is bounded by the larger of the budget and eight gradients.
-    """
-    budget = 2**22 if jax.default_backend() == "cpu" else 2**30
-    return max(8, 2 ** int(math.log2(max(budget // max(example_bytes, 1), 1))))
 
 
 def accounted_noise_multipliers(

@@ -9,11 +9,11 @@ from optax import contrib
 from scipy import stats
 
 from jaxdp import clipping, gradients, models, schedules
+from jaxdp.microbatches import ExampleBytes, automatic_size, example_bytes
 from jaxdp.noise import noise_like
 from jaxdp.privatize import (
     ClippedSum,
     accounted_noise_multipliers,
-    automatic_microbatch_size,
     clipped_gradients,
     entropy_key,
     privatize,
@@ -187,10 +187,26 @@ def test_microbatches_change_nothing(name, microbatch_size):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6), summed, whole)
 
 
-def test_automatic_microbatch_is_bounded():
-    sizes = [automatic_microbatch_size(bytes_) for bytes_ in (1, 10_000, 2**20, 2**30)]
-    assert sizes == sorted(sizes, reverse=True) and sizes[-1] == 8
-    assert automatic_microbatch_size(2**17) * 2**17 <= 2**22
+@pytest.mark.parametrize("field, budget", [("gradient", 2**26), ("largest", 2**22)])
+def test_automatic_microbatch_is_bounded(field, budget):
+    none = ExampleBytes(gradient=1, largest=1)
+    sizes = [automatic_size(none._replace(**{field: bytes_})) for bytes_ in (1, 10_000, 2**20, 2**30)]
+    assert sizes == sorted(sizes, reverse=True) and sizes[-1] == 4
+    assert budget / 2 < automatic_size(none._replace(**{field: 3 * 2**12})) * 3 * 2**12 <= budget
+
+
+@pytest.mark.parametrize("method", gradients.METHODS)
+def test_what_an_example_takes_is_counted_without_what_all_share(method):
+    shared = jnp.ones(1000)
+
+    def loss_fn(params, x):
+        return jnp.tanh(jnp.tile(x, 7) @ params["w"]).sum() + jnp.tanh(shared).sum()
+
+    params, batch = {"w": jnp.ones((70, 5))}, jnp.ones((6, 10))
+    found = example_bytes(gradients.per_example(loss_fn, method=method), params, batch)
+    loss, factors, dense = 4, 4 * (70 + 5), 4 * 70 * 5
+    assert found.gradient == loss + (factors if method == "factored" else dense)
+    assert found.largest == (4 * 70 if method == "factored" else dense)
 
 
 def test_updates_keep_the_parameters_type():
