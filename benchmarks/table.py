@@ -16,8 +16,8 @@ README = pathlib.Path(__file__).parent / "README.md"
 HEAD = """# Benchmarks
 
 Generated from `records/` by `python -m benchmarks table`; `python -m benchmarks` measures everything again.
-Steps are timed in turns: every round runs each variant once, in random order, and waits for it; ratios are
-medians of the ratios within a round.
+Steps are timed in turns: every round runs each variant twice, in random order, and times the second run, as in
+training a step follows its like; ratios are medians of the ratios within a round.
 """
 Document = dict[str, Any]
 

@@ -1,5 +1,6 @@
-"""Interleaved timing: every round runs every step once, in an order of its own, each waited for.
+"""Interleaved timing: every round runs every step twice, in an order of its own, and times the second run.
 
+In training a step follows its like; the first run would meet the caches and the allocator as another left them.
 Ratios are medians of the ratios within a round, so that what slows the machine for a while slows both sides.
 """
 
@@ -70,11 +71,11 @@ def first_call(run: Callable[[], Any]) -> float:
 def interleaved(
     clocks: Mapping[str, Callable[[], float]], rounds: int, budget_seconds: float = float("inf")
 ) -> dict[str, np.ndarray]:
-    """Seconds of each run in each round; no further round begins after `budget_seconds`, two at least.
+    """Seconds of each second run in each round; no further round begins after `budget_seconds`, two at least.
 
     Args:
       clocks: name -> a function that makes one run and returns its seconds, see `timed`.
-      rounds: how often each runs.
+      rounds: how often each is timed.
       budget_seconds: when to begin no further round.
     """
     seconds: dict[str, list[float]] = {name: [] for name in clocks}
@@ -83,6 +84,7 @@ def interleaved(
         if turn >= 2 and time.perf_counter() - start > budget_seconds:
             break
         for name in order.permutation(names):
+            clocks[name]()
             seconds[name].append(clocks[name]())
     return {name: np.asarray(times) for name, times in seconds.items()}
 
