@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -104,6 +105,15 @@ def test_killed_it_goes_on(tmp_path):
     assert all(path.read_bytes() == content for path, content in before.items())
 
 
+def test_one_seed_makes_a_page_without_intervals(tmp_path):
+    one = dataclasses.replace(TINY, epsilons=(4.0,), learning_rates=(0.5,), seeds=1)
+    trials.train(one, tmp_path, lambda line: None)
+    records.collect(tmp_path, tmp_path / "collected")
+    page.write(tmp_path / "collected", tmp_path, tmp_path / "STUDY.md")
+    text = (tmp_path / "STUDY.md").read_text()
+    assert "nan" not in text and re.search(r"\| fixed \| \d\d\.\d \|", text)
+
+
 def test_records_are_collected_and_make_a_page(trained, tmp_path):
     records.collect(trained[0], tmp_path / "experiments")
     head, rows = records.read(tmp_path / "experiments" / "breast_cancer" / records.RUNS)
@@ -157,7 +167,7 @@ def test_windows_of_an_attack():
 
 @pytest.mark.parametrize(
     "wrong",
-    [dict(data=("nothing",)), dict(variants=("best",)), dict(epsilons=()), dict(seeds=1), dict(steps=3)],
+    [dict(data=("nothing",)), dict(variants=("best",)), dict(epsilons=()), dict(seeds=0), dict(steps=3)],
 )
 def test_refuses(wrong):
     (name,) = wrong

@@ -1,6 +1,7 @@
 """Parts of the page of a study that stand on their own: its cost, and the published comparison."""
 
 import json
+import math
 import pathlib
 from collections.abc import Sequence
 
@@ -18,6 +19,8 @@ def points(interval: Interval | None, sign: str = "") -> str:
     if interval is None:
         return "–"
     low, middle, high = (100 * v for v in (interval.low, interval.estimate, interval.high))
+    if math.isnan(low):
+        return f"{middle:{sign}.1f}"
     return f"{middle:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]"
 
 

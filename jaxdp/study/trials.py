@@ -91,7 +91,7 @@ class StudyConfig:
     learning_rates: tuple[float, ...] | None = None
     """The grid, the same for every variant; None for each data set's own."""
     seeds: int = 5
-    """Runs reported of each variant and epsilon."""
+    """Runs reported of each variant and epsilon; an interval needs two."""
     steps: int | None = None
     """Length of a run; None for each data set's own."""
 
@@ -103,8 +103,8 @@ class StudyConfig:
         for name in ("data", "variants", "epsilons", "learning_rates"):
             if getattr(self, name) == ():
                 raise ValueError(f"{name}=(): needs at least one")
-        if self.seeds < 2:
-            raise ValueError(f"seeds={self.seeds}: an interval needs at least 2")
+        if self.seeds < 1:
+            raise ValueError(f"seeds={self.seeds}: must be >= 1")
         if self.steps is not None and self.steps < 20:
             raise ValueError(f"steps={self.steps}: must be >= 20")
 
