@@ -41,6 +41,7 @@ def environment() -> dict[str, Any]:
         "flax": flax.__version__,
         "python": platform.python_version(),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        "timed": "second of two runs",
     }
 
 

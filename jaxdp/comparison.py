@@ -92,6 +92,7 @@ def train_config(config: CompareConfig, variant: str, seed: int) -> TrainConfig:
         sampling_rate=config.sampling_rate,
         learning_rate=config.learning_rate if clipped else config.unclipped_learning_rate,
         delta=config.delta,
+        accountant="pld",  # over few steps RDP asks more of one schedule than of another
         evaluate_every=config.steps // 20,
         seed=seed,
         noise_seed=seed,  # a study that can be repeated: each statement says that the seed is known

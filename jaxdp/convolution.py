@@ -109,8 +109,7 @@ def _never_rounds(equation: JaxprEqn) -> bool:
 
 
 def _rewriting():
-    """The rule that swaps plain convolutions, also those in the body of a scan, and pooling, and makes maxima
-    safe."""
+    """The rule that swaps plain convolutions (in the body of a scan too) and pooling, and makes maxima safe."""
     # Values that come from a matrix product without another rounding: computed again they are the same.  Held
     # here, so that no other value takes their identity.
     products: dict[int, object] = {}
@@ -177,7 +176,7 @@ def uses_patches(form: str) -> bool:
 
 
 def with_patches(function):
-    """`function` with every plain convolution computed as patches @ kernel, and no `reduce_window` to pool.
+    """`function` with every plain convolution computed as patches @ kernel, and the pooling swapped.
 
     Grouped, dilated and complex convolutions, and those inside functions with derivative rules of their
     own, stay as they are.  The result has the same derivatives of every order, except that where several

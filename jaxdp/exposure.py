@@ -150,7 +150,7 @@ class Bench:
         x, y = self.batches(batch_size)
         row = evaluation.judge(found, x, y, np.asarray(self.public.mean))
         guess = metrics.matched(found.x, x).reshape(self.x.shape)
-        errors = np.round(np.asarray(metrics.rmse(guess, self.x), float), 5).tolist()
+        errors = np.round(np.asarray(metrics.rmse(np.nan_to_num(guess), self.x), float), 5).tolist()
         std = float(case.noise_std.mean())
         leak = Leak(clip=case.clip, batch_size=batch_size)
         known = evaluation.knowledge(leak, attacks[-1], noise_std=std, bound=self._bound(case))
@@ -169,6 +169,7 @@ class Bench:
                 **row,
                 "success": row["recognisable"],
                 "threshold": metrics.RECOGNISABLE,
+                "batch_size": batch_size,
                 "rmse_of_each": errors,
             },
             originals=self.x[:_SHOWN],

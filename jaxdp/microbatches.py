@@ -32,7 +32,8 @@ def automatic_size(example: ExampleBytes) -> int:
     """The largest power of two that the budgets allow, at least 4.
 
     On a CPU the largest array of a piece fits 4 MiB and its gradients 64 MiB; elsewhere its gradients fit
-    1 GiB.  Peak memory for gradients is bounded by the larger of that budget and four gradients.
+    1 GiB, whatever else it takes.  Peak memory for gradients is bounded by the larger of that budget and four
+    gradients.
     """
     if jax.default_backend() == "cpu":
         fits = min(_CPU_GRADIENTS // max(example.gradient, 1), _CACHED // max(example.largest, 1))
@@ -44,9 +45,13 @@ def automatic_size(example: ExampleBytes) -> int:
 def example_bytes(per_example, params: PyTree, batch: PyTree) -> ExampleBytes:
     """What one example takes in `per_example(params, batch)`: what an example more adds to its arrays."""
     two, three = (_traced(per_example, params, batch, size) for size in (2, 3))
-    added = [b - a for a, b in zip(_sizes(two.jaxpr), _sizes(three.jaxpr), strict=True)]
     gradient = sum(map(_bytes, three.out_avals)) - sum(map(_bytes, two.out_avals))
-    return ExampleBytes(gradient=gradient, largest=max(added))
+    of_two, of_three = list(_sizes(two.jaxpr)), list(_sizes(three.jaxpr))
+    if len(of_two) == len(of_three):
+        largest = max(b - a for a, b in zip(of_two, of_three, strict=True))
+    else:  # a batching rule of its own, that takes the examples one by one
+        largest = max(of_three) // 3
+    return ExampleBytes(gradient=gradient, largest=largest)
 
 
 def _traced(per_example, params, batch, size: int):

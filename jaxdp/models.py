@@ -22,6 +22,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, PyTree
 
+from jaxdp import pooling
+
 _ACTIVATIONS = {"relu": nnx.relu, "tanh": jnp.tanh, "sigmoid": nnx.sigmoid}
 
 
@@ -59,8 +61,8 @@ def max_pool_2x2_stride_1(x: Float[Array, "... h w c"]) -> Float[Array, "... h1 
     Chosen by comparison: an entry that wins takes the whole derivative, the first of equal ones, and no
     rounding of a value computed twice (see `jaxdp.convolution`) can lose it.
     """
-    x = jnp.where(x[..., :-1, :, :] >= x[..., 1:, :, :], x[..., :-1, :, :], x[..., 1:, :, :])
-    return jnp.where(x[..., :-1, :] >= x[..., 1:, :], x[..., :-1, :], x[..., 1:, :])
+    x = pooling.first_larger(x[..., :-1, :, :], x[..., 1:, :, :])
+    return pooling.first_larger(x[..., :-1, :], x[..., 1:, :])
 
 
 def _flatten(x, image_rank: int = 3):

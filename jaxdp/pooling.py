@@ -30,11 +30,14 @@ def maximum_by_place(x, axes):
 
 
 def over_windows(equation: JaxprEqn, inputs):
-    """The outputs of a maximum or sum over windows of real numbers; None for dilated ones."""
+    """The outputs of a maximum or sum over windows of real numbers; None for any other."""
     (x,), p = inputs, equation.params
     window, strides = p["window_dimensions"], p["window_strides"]
     dilated = any(d != 1 for d in (*p["base_dilation"], *p["window_dilation"]))
-    if dilated or not jnp.issubdtype(x.dtype, jnp.floating):
+    empty = any(
+        n + low + high < size for n, (low, high), size in zip(x.shape, p["padding"], window, strict=True)
+    )
+    if dilated or empty or not jnp.issubdtype(x.dtype, jnp.floating):
         return None
     largest = equation.primitive.name == "reduce_window_max"
     nothing = jnp.asarray(-jnp.inf if largest else 0, x.dtype)
@@ -42,7 +45,7 @@ def over_windows(equation: JaxprEqn, inputs):
     if window == strides:
         return [_over_separate_windows(x, window, largest)]
     for axis in reversed(range(x.ndim)):
-        x = _along(x, axis, window[axis], strides[axis], _first_larger if largest else jnp.add)
+        x = _along(x, axis, window[axis], strides[axis], first_larger if largest else jnp.add)
     return [x]
 
 
@@ -61,6 +64,6 @@ def _along(x, axis: int, size: int, stride: int, combine):
     return functools.reduce(combine, slices)
 
 
-def _first_larger(a, b):
+def first_larger(a, b):
     """The larger of two, the first of equal ones, NaN where there is one; it takes the whole derivative."""
     return jnp.where((a >= b) | jnp.isnan(a), a, b)

@@ -5,6 +5,7 @@ the noise; the budget is enforced on that plan, so the step that would pass it i
 """
 
 import dataclasses
+import functools
 import pathlib
 import time
 import warnings
@@ -19,6 +20,7 @@ from jaxdp import accounting, calibration, checkpoints, data, filters, ledger, r
 from jaxdp.data import Dataset
 from jaxdp.ledger import Entry, Ledger
 from jaxdp.privatize import accounted_noise_multipliers
+from jaxdp.resuming import Curves
 from jaxdp.train_config import TrainConfig
 from jaxdp.training import Diagnostics, Run, TrainState
 
@@ -50,7 +52,7 @@ class TrainResult:
     run: Run
     state: TrainState
     ledger: Ledger
-    curves: dict[str, list[float]]
+    curves: Curves
     epsilon: accounting.Epsilon | None
     nonfinite: int
     seconds: float
@@ -155,7 +157,7 @@ def claim(spent: Ledger, config: TrainConfig) -> accounting.Epsilon | None:
 class _Progress:
     """Curves so far, read one epoch late so that the device never waits for the host."""
 
-    curves: dict[str, list[float]]
+    curves: Curves
     waiting: tuple[int, Any, Diagnostics, TrainState] | None = None
 
     def add(self, step: int, accuracy: Any, diagnostics: Diagnostics, state: TrainState) -> None:
@@ -181,7 +183,7 @@ class _Progress:
             self.curves["clipped"].append(float(diagnostics.clipped))
 
 
-def _new_curves(config: TrainConfig) -> dict[str, list[float]]:
+def _new_curves(config: TrainConfig) -> Curves:
     names = ["step", "test_accuracy"]
     names += ["l2_norm_clip"] * (config.schedule != "none" and config.clipping.startswith("quantile"))
     names += ["training_loss", "clipped"] * config.diagnostics
@@ -236,8 +238,8 @@ def train(
     Args:
       config: what to do.
       dataset: the data; None loads `config.data`.
-      run: an earlier run of the same program (`training.program`): with other seeds, another learning rate or
-        scale, so that nothing is compiled again.
+      run: an earlier run of the same program (`training.program`): with other seeds, another learning rate,
+        scale or `evaluate_every`, so that nothing is compiled again.
       folder: where checkpoints go, after every `evaluate_every` steps; None for none.
       resume: go on from the newest checkpoint in `folder`; from the start where there is none.
       observer: called with (step, params) at the start and at every evaluation: the parameters of the step,
@@ -300,7 +302,7 @@ def _advance(
     state: TrainState,
     stop: int,
     spent_at: SpentAt,
-    curves: dict[str, list[float]],
+    curves: Curves,
     *,
     writer: checkpoints.Writer | None,
     observer: Observer | None,
@@ -311,8 +313,10 @@ def _advance(
 
     config, train_arrays = run.config, run.train_arrays()
     began = time.perf_counter()
+    compiled = bool(run.traces)
     jax.block_until_ready(run.epoch(state, train_arrays, np.int32(0)))  # compiles, and takes no step
-    run.evaluate(state.evaluated).block_until_ready()
+    if not compiled:
+        run.evaluate(state.evaluated).block_until_ready()
     compile_seconds = time.perf_counter() - began
     waiting = _Progress(curves)
     first = done = int(state.step)
@@ -345,11 +349,19 @@ def _advance(
     return seconds, compile_seconds, state
 
 
+@functools.lru_cache(maxsize=1024)  # runs that differ in their seeds alone spend the same
+def _pld_epsilon(spent: Ledger, delta: float, adjacency: str) -> float:
+    return accounting.epsilon(spent, delta=delta, adjacency=adjacency, accountant="pld").value
+
+
 def epsilon_curve(spent: Ledger, config: TrainConfig, steps: list[int]) -> list[float | None]:
-    """RDP epsilon after each of the given steps; None where the run is not private."""
+    """epsilon after each of the given steps by the run's accountant; None where the run is not private."""
     if not spent.private or not spent.steps:
         return [None] * len(steps)
     if spent.filter is not None:  # what a filter guarantees is its budget, at every step
         return [filters.epsilon(spent).value] * len(steps)
+    if config.accountant == "pld":
+        settings = (config.delta, config.adjacency)
+        return [0.0 if step == 0 else _pld_epsilon(spent.until(step), *settings) for step in steps]
     values = accounting.epsilon_trajectory(spent, delta=config.delta, adjacency=config.adjacency)
     return [0.0 if step == 0 else float(values[step - 1]) for step in steps]

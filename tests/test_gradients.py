@@ -13,7 +13,7 @@ from gradient_oracle import B, check, factored_count, leaves_of, normal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxdp import clipped_gradients, clipping, gradients, models
+from jaxdp import clipped_gradients, clipping, gradients, jaxprs, models
 
 QUICK = pytest.mark.usefixtures("quick_compilation")
 
@@ -240,6 +240,27 @@ def test_own_models(name):
     model = models.create(name, jax.random.key(1), input_shape=shape, classes=4)
     # A ReLU or a maximum may fall on the other side by rounding: a few entries, hence the wider bound.
     check(models.cross_entropy(model), model.params, (normal(B, *shape), jnp.arange(B)), rtol=5e-5)
+
+
+# --- what is evaluated ---------------------------------------------------------------------------------------
+
+
+def test_what_no_output_needs_is_left_out_but_effects_stay():
+    seen = []
+
+    def function(x):
+        jax.debug.callback(lambda v: seen.append(float(v)), x)
+        return jnp.sin(x), jnp.cos(x)
+
+    closed = jax.make_jaxpr(function)(1.0)
+    rules = []
+    (cosine,) = jaxprs.evaluate(
+        closed.jaxpr, closed.consts, [jnp.float32(2.0)],
+        lambda equation, inputs: rules.append(equation.primitive.name), outputs=closed.jaxpr.outvars[1:],
+    )  # fmt: skip
+    jax.effects_barrier()
+    np.testing.assert_allclose(cosine, np.cos(2.0), rtol=1e-6)
+    assert seen == [2.0] and "cos" in rules and "sin" not in rules
 
 
 # --- what an example can see -----------------------------------------------------------------------------

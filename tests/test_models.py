@@ -41,6 +41,11 @@ def test_the_tanh_cnn_is_the_published_one():
     assert sum(leaf.size for leaf in jax.tree.leaves(model.params)) == 26_010
 
 
+def test_pooling_of_stride_1_shows_what_is_not_a_number():
+    x = jnp.zeros((4, 4, 1)).at[2, 2].set(jnp.nan)
+    assert jnp.isnan(models.max_pool_2x2_stride_1(x)).sum() == 4
+
+
 def test_pooling_of_stride_1_is_that_of_flax():
     x, weights = normal(2, 5, 4, 3), normal(2, 4, 3, 3, seed=1)
 

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 
-from jaxdp import convolution
+from jaxdp import clipping, convolution
+from jaxdp.privatize import clipped_gradients
 
 WHOLE = st.integers(-3, 3).map(float)  # many equal entries in a window
 
@@ -68,6 +69,40 @@ def test_dilated_windows_stay():
     swapped = convolution.with_patches(loss)
     assert "reduce_window" in equations(swapped, x)
     np.testing.assert_allclose(swapped(x), loss(x), rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+def test_a_compiled_maximum_keeps_its_gradient(stride, dtype):
+    """XLA computes a cheap operand a second time, and might round it otherwise."""
+    pool = pooled("max", (3, 3), (stride, stride), ((1, 1), (1, 1)))
+
+    def loss(x, weights):
+        return pool(jnp.tanh(x / (1 + jnp.abs(x).mean())), weights)
+
+    x = jax.random.normal(jax.random.key(0), (4, 9, 9, 3), dtype)
+    weights = jax.random.normal(jax.random.key(1), (4 * 81 * 3,), dtype)
+    gradient, _ = jax.grad(loss, has_aux=True)(x, weights)
+    same, _ = jax.jit(jax.grad(convolution.with_patches(loss), has_aux=True))(x, weights)
+    tolerance = 1e-5 if dtype == "float32" else 0.1
+    np.testing.assert_allclose(*(g.astype(jnp.float32) for g in (same, gradient)), atol=tolerance)
+
+
+def test_a_window_larger_than_its_input_leaves_nothing():
+    loss = pooled("max", (3, 3), (3, 3), ((0, 0), (0, 0)))
+    _, y = convolution.with_patches(loss)(jnp.ones((1, 2, 5, 1)), jnp.ones(9))
+    assert y.shape == (1, 0, 1, 1)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_an_example_that_is_not_finite_is_counted(stride):
+    loss = pooled("max", (2, 2), (stride, stride), ((0, 0), (0, 0)))
+    gradients = clipped_gradients(
+        lambda params, x: loss(x[None] * params["scale"], jnp.ones(9))[0], clipping.flat(1.0)
+    )
+    batch = jnp.ones((3, 4, 4, 1)).at[1, 2, 2].set(jnp.nan)
+    _, summed = gradients({"scale": jnp.ones(())}, batch, jnp.ones(3, bool), (), 0)
+    assert int(summed.nonfinite) == 1
 
 
 @pytest.mark.parametrize("stride", [1, 2])

@@ -195,6 +195,22 @@ def test_automatic_microbatch_is_bounded(field, budget):
     assert budget / 2 < automatic_size(none._replace(**{field: 3 * 2**12})) * 3 * 2**12 <= budget
 
 
+def test_a_batching_rule_that_unrolls_does_not_stop_the_choice():
+    @jax.custom_batching.custom_vmap
+    def double(x):
+        return 2 * x
+
+    @double.def_vmap
+    def rule(axis_size, in_batched, x):
+        return jnp.stack([2 * x[i] for i in range(axis_size)]), True
+
+    def loss_fn(params, x):
+        return (double(x) @ params["w"]).sum()
+
+    found = example_bytes(gradients.per_example(loss_fn), {"w": jnp.ones((10, 5))}, jnp.ones((6, 10)))
+    assert found.largest >= 40
+
+
 @pytest.mark.parametrize("method", gradients.METHODS)
 def test_what_an_example_takes_is_counted_without_what_all_share(method):
     shared = jnp.ones(1000)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import pathlib
 import re
 import signal
 import subprocess
@@ -12,7 +13,8 @@ import jax
 import numpy as np
 import pytest
 
-from jaxdp import runs, training
+from jaxdp import accounting, calibration, runs, schedules, training
+from jaxdp.ledger import Sampling
 from jaxdp.metrics import median_interval, t_interval
 from jaxdp.study import attacks, findings, page, records, trials
 from jaxdp.study.trials import SELECTION_SEED, StudyConfig
@@ -176,12 +178,19 @@ def test_refuses(wrong):
 
 
 def test_the_matched_constant_spends_what_the_published_schedule_spends():
-    config = trials.settings(
-        "mnist",
-        trials.SETUPS["mnist"],
-        trials.Trial(variant="matched_linear", epsilon=None, learning_rate=0.5, seed=0),
-    )
-    assert config.schedule == "fixed" and 4.85 < config.noise_multiplier < 15
+    trial = trials.Trial(variant="matched_linear", epsilon=None, learning_rate=0.5, seed=0)
+    config = trials.settings("mnist", trials.SETUPS["mnist"], trial)
+    assert config.schedule == "fixed"
+
+    def spent(sigma):
+        plan = calibration.Plan(
+            schedule=sigma, steps=config.steps, sampling=Sampling(kind="poisson", rate=config.sampling_rate)
+        )
+        settings = dict(delta=1e-5, adjacency="add_or_remove_one", accountant=config.accountant)
+        return accounting.epsilon(plan.ledger(), **settings).value
+
+    constant = schedules.constant(config.noise_multiplier)
+    np.testing.assert_allclose(spent(constant), spent(schedules.linear(config.steps)), rtol=5e-3)
 
 
 def test_images_are_attacked_behind_noise_of_one_common_factor(tmp_path):
@@ -224,7 +233,7 @@ def test_reconstructions_are_compared_by_image():
     def row(variant, errors):
         return {
             "variant": variant, "target": 2.0, "leak_point": "noised", "level": 0.3, "stage": "early",
-            "attack": "lbfgs", "noise_std": 0.1, "rmse_of_each": errors,
+            "attack": "lbfgs", "noise_std": 0.1, "rmse_of_each": errors, "batch_size": 1,
         }  # fmt: skip
 
     truth = np.linspace(0.01, 0.3, 16)
@@ -238,6 +247,33 @@ def test_reconstructions_are_compared_by_image():
     (claim,) = findings.claims({}, collected, [])
     assert "farther from the truth than from the fixed one in 1 of 3" in claim.sentence
     assert "closer in 1;" in claim.sentence and claim.supports is None
+
+
+def test_images_of_one_gradient_are_one_observation():
+    row = {"rmse_of_each": [0.1, 0.3, 0.2, 0.6], "batch_size": 2}
+    np.testing.assert_allclose(findings.errors(row), [0.2, 0.4])
+
+
+def test_runs_of_two_grids_are_not_collected_together(tmp_path):
+    one = dataclasses.replace(
+        TINY, variants=("fixed", "linear"), epsilons=(4.0,), learning_rates=(0.5,), seeds=1
+    )
+    trials.train(one, tmp_path, lambda line: None)
+    other = dataclasses.replace(one, variants=("linear",), learning_rates=(0.25,))
+    trials.train(other, tmp_path, lambda line: None)
+    records.collect(tmp_path, tmp_path / "collected")  # fixed may be under way
+    trials.train(
+        dataclasses.replace(one, variants=("fixed",), learning_rates=(2.0,)), tmp_path, lambda line: None
+    )
+    with pytest.raises(ValueError, match=r"linear at epsilon=.* was judged by other"):
+        records.collect(tmp_path, tmp_path / "again")
+    assert not (tmp_path / "again").exists()
+
+
+def test_the_committed_page_has_its_figures():
+    page_path = pathlib.Path(__file__).parent.parent / "benchmarks" / "STUDY.md"
+    figures = re.findall(r"\]\((experiments/[^)]*\.svg)\)", page_path.read_text())
+    assert figures and all((page_path.parent / figure).exists() for figure in figures)
 
 
 def test_the_median_interval_covers():

@@ -1,6 +1,7 @@
 """Runs: one compilation, resume after a real kill -9, budgets, ledgers, what is refused."""
 
 import dataclasses
+import itertools
 import json
 import os
 import pathlib
@@ -418,3 +419,18 @@ def test_a_missing_ledger_is_refused(digits, tmp_path):
 def test_refusals(digits, change, text):
     with pytest.raises(ValueError, match=text):
         runs.train(dataclasses.replace(CONFIG, **change), dataset=digits)
+
+
+@pytest.mark.parametrize("accountant", ["rdp", "pld"])
+def test_the_curve_of_epsilon_is_by_the_accountant_of_the_claim(digits, accountant):
+    config = dataclasses.replace(CONFIG, steps=20, schedule="linear", accountant=accountant, evaluate_every=7)
+    result = runs.train(config, dataset=digits)
+    steps = [0, *(int(step) for step in result.curves["step"])]
+    curve = runs.epsilon_curve(result.ledger, result.config, steps)
+    assert curve[0] == 0 and curve[-1] == pytest.approx(result.epsilon.value, rel=1e-9)
+    other = runs.epsilon_curve(
+        result.ledger, dataclasses.replace(config, accountant="rdp" if accountant == "pld" else "pld"), steps
+    )
+    assert all(a < b for a, b in itertools.pairwise(curve)) and curve[-1] != pytest.approx(
+        other[-1], rel=0.01
+    )

@@ -261,8 +261,7 @@ def attack(
 ) -> None:
     """Attacks the runs of a data set, at every epsilon that it was trained at."""
     common = {
-        "steps": workshop.setup.steps,
-        "rates": workshop.setup.learning_rates,
+        "setup": dataclasses.asdict(workshop.setup),
         "candidate_sets": config.candidate_sets,
         "trials": config.trials,
     }
@@ -281,7 +280,7 @@ def attack(
 def attack_images(workshop: Workshop, study: StudyConfig, config: AttackConfig) -> None:
     """Attacks the images of a data set at one epsilon."""
     chosen = [variant for variant in IMAGE_VARIANTS if variant in study.variants]
-    common = {"steps": workshop.setup.steps, "variants": chosen, **dataclasses.asdict(config)}
+    common = {"setup": dataclasses.asdict(workshop.setup), "variants": chosen, **dataclasses.asdict(config)}
 
     def make():
         paths = {variant: walk(workshop, variant, config.image_epsilon) for variant in chosen}

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from jaxdp.metrics import Interval, median_interval
-from jaxdp.study.findings import INFORMED, STAGES, Row, share
+from jaxdp.study.findings import INFORMED, STAGES, Row, errors, share
 from jaxdp.study.page_parts import FROM
 from jaxdp.study.trials import VARIANTS
 from jaxdp.tables import markdown
@@ -43,7 +43,8 @@ def adversary(attacks, draw: Callable[..., str], where: Callable[[str], str]) ->
     text = (
         "## (b), (c) The informed adversary and the reconstruction bound\n\n"
         "Attacks on pixels cannot rank variants where they fail on all, so the adversary is given "
-        "more: the parameters of every step, the rest of each batch, and ten candidates for one example. "
+        "more: the parameters at every twentieth of the run (taken to stay until the next), the rest of each "
+        "batch, and ten candidates for one example. "
         "Share of right answers in percent (chance: 10) with its interval over trials; after the slash "
         "the bound that no attack passes, in percent. Early, middle and late: a tenth of the run's "
         "steps, the example known to be in every batch. Whole run: all steps, the example drawn at the "
@@ -108,7 +109,8 @@ def images(attacks, draw: Callable[..., str], where: Callable[[str], str]) -> st
         return ""
     text = (
         "## (b) Images\n\nShare of held-out images recognised (RMSE below 0.1) in percent with its interval, "
-        "and the median RMSE with its own, over victims, by the posterior attack that knows clip bound, "
+        "and the median RMSE with its own, over leaked gradients (of a batch: of the mean over its images), "
+        "by the posterior attack that knows clip bound, "
         "noise and an image prior (without noise also by attacks that want exact gradients). All variants' "
         "noise is that of their runs at equal epsilon times **one common factor**, chosen so that the noise of "
         "`fixed` has the stated norm relative to the clip bound: far less noise than the run had, hence not at "
@@ -121,15 +123,15 @@ def _errors_over_noise(rows: Sequence[Row]) -> dict[str, dict[float, Interval]]:
     """Variant -> relative noise of the fixed one -> median RMSE."""
     found: dict[str, dict[float, Interval]] = {}
     for row in rows:
-        found.setdefault(row["variant"], {})[row["level"]] = median_interval(row["rmse_of_each"])
+        found.setdefault(row["variant"], {})[row["level"]] = median_interval(errors(row))
     return found
 
 
 def _image_cell(row: Row | None) -> str:
     if row is None:
         return "–"
-    found, error = share(row), median_interval(row["rmse_of_each"])
-    return (
-        f"{100 * found.estimate:.0f} [{100 * found.low:.0f}, {100 * found.high:.0f}], "
-        f"{error.estimate:.3f} [{error.low:.3f}, {error.high:.3f}]"
-    )
+    found, error = share(row), median_interval(errors(row))
+    recognised = f"{100 * found.estimate:.0f}"
+    if row["batch_size"] == 1:  # images of one batch share their noise: no independent trials
+        recognised += f" [{100 * found.low:.0f}, {100 * found.high:.0f}]"
+    return f"{recognised}, {error.estimate:.3f} [{error.low:.3f}, {error.high:.3f}]"

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from jaxdp import results
+from jaxdp.study.trials import SELECTION_SEED
 
 RUNS, ATTACKS, PUBLISHED = "runs.jsonl", "attacks.jsonl", "published.jsonl"
 SELECTION = "The learning rate was chosen on held-out private examples: epsilon does not cover that choice."
@@ -18,6 +19,7 @@ _OF_ATTACK = (
     "success",
     "rmse",
     "rmse_of_each",
+    "batch_size",
     "rmse_mean_image",
     "labels",
     "bound",
@@ -72,6 +74,7 @@ def collect(folder: pathlib.Path, output: pathlib.Path) -> list[pathlib.Path]:
     for path in sorted(path for path in folder.glob("*") if path.is_dir()):
         found = [results.read(file) for file in sorted(path.glob("train-*.json"))]
         if found:
+            _check_grids(path.name, found)
             written.append(_write(output / path.name / RUNS, _head(found), [run_row(r) for r in found]))
         attacks = [
             attack_row(record)
@@ -93,6 +96,23 @@ def collect(folder: pathlib.Path, output: pathlib.Path) -> list[pathlib.Path]:
     if not written:
         raise FileNotFoundError(f"records={folder}: no record of a study in it")
     return written
+
+
+def _check_grids(data: str, records: list[dict]) -> None:
+    """Refuses cells that were judged by other learning rates or seeds than the rest; fewer are under way."""
+    grids: dict[tuple, set] = {}
+    for record in records:
+        asked = record["settings"]
+        if record["seed"] >= SELECTION_SEED:
+            cell = grids.setdefault((record["variant"], asked["target_epsilon"]), set())
+            cell.add((asked["learning_rate"], record["seed"]))
+    most = max(grids.values(), key=len, default=set())
+    for (variant, epsilon), cell in grids.items():
+        if not cell <= most:
+            raise ValueError(
+                f"records of {data}: {variant} at epsilon={epsilon} was judged by other learning rates or "
+                "seeds than the rest; collect runs of one grid"
+            )
 
 
 def _head(records: list[dict]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import math
 import pathlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import PyTree
@@ -35,6 +35,10 @@ PUBLISHED = (
     "published_fixed",
     *(f"{prefix}_{name}" for name in schedules.DYNAMIC for prefix in ("published", "matched")),
 )
+# RDP is no even judge of schedules: over few steps of small batches its epsilon is above the true one by a
+# factor that depends on the schedule (1.6 for fixed sigma, 2.9 for the linear one at epsilon .5, q = .01, 100
+# steps), so that runs equal by RDP are not equal.  Privacy loss distributions are within half a percent.
+ACCOUNTANT: Literal["pld"] = "pld"
 SELECTION_SEED = 1000  # first of those of the runs that choose a learning rate: none of these is reported
 
 
@@ -67,7 +71,7 @@ class Setup:
 
 
 CONVOLUTIONAL: dict[str, Any] = dict(
-    model="tanh_cnn", sampling_rate=0.01, steps=100, learning_rates=(0.5, 1.0, 2.0, 4.0, 8.0)
+    model="tanh_cnn", sampling_rate=0.01, steps=100, learning_rates=(0.5, 1.0, 2.0, 4.0)
 )
 SETUPS = {
     "digits": Setup(model="mlp", sampling_rate=0.05, steps=100, images=True, selection_seeds=3),
@@ -131,7 +135,7 @@ def matched_noise_multiplier(schedule: str, sampling_rate: float, steps: int) ->
     plan = calibration.Plan(
         schedule=schedule, steps=steps, sampling=Sampling(kind="poisson", rate=sampling_rate)
     )
-    settings = dict(delta=TrainConfig.delta, adjacency=TrainConfig.adjacency)
+    settings = dict(delta=TrainConfig.delta, adjacency=TrainConfig.adjacency, accountant=ACCOUNTANT)
     return calibration.matched_constant(plan.ledger(), **settings)
 
 
@@ -159,6 +163,7 @@ def settings(name: str, setup: Setup, trial: Trial) -> TrainConfig:
         sampling_rate=setup.sampling_rate,
         target_epsilon=trial.epsilon,
         learning_rate=trial.learning_rate,
+        accountant=ACCOUNTANT,
         evaluate_every=setup.steps,
         seed=trial.seed,
         noise_seed=trial.seed,  # a study that can be repeated: each statement says that the seed is known
