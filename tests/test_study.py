@@ -16,7 +16,7 @@ import pytest
 from jaxdp import accounting, calibration, runs, schedules, training
 from jaxdp.ledger import Sampling
 from jaxdp.metrics import median_interval, t_interval
-from jaxdp.study import attacks, findings, page, records, trials
+from jaxdp.study import accountants, attacks, findings, page, records, trials
 from jaxdp.study.trials import SELECTION_SEED, StudyConfig
 from jaxdp.train_config import TrainConfig
 
@@ -268,6 +268,16 @@ def test_runs_of_two_grids_are_not_collected_together(tmp_path):
     with pytest.raises(ValueError, match=r"linear at epsilon=.* was judged by other"):
         records.collect(tmp_path, tmp_path / "again")
     assert not (tmp_path / "again").exists()
+
+
+def test_rdp_is_no_even_judge_of_short_runs(monkeypatch):
+    monkeypatch.setattr(accountants, "SETUPS", {"mnist": trials.SETUPS["mnist"]})
+    monkeypatch.setattr(accountants, "EPSILONS", (2.0,))
+    rows = [row for row in accountants.equal_by_rdp() if row["steps"] < 1000]
+    spent = {row["schedule"]: row["by_pld"] for row in rows}
+    assert max(spent.values()) < 2 and spent["linear"] < 0.8 * spent["fixed"]
+    ((*_, by_rdp, fixed, linear, _, _, _),) = accountants.table(rows)
+    assert by_rdp == "2" and float(linear) < float(fixed)
 
 
 def test_the_committed_page_has_its_figures():

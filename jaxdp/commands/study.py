@@ -23,7 +23,7 @@ class Run(StudyConfig):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Attack(Run):
-    """Attack the runs, and account for the published comparison."""
+    """Attack the runs; account for the published comparison, and for what RDP makes of schedules."""
 
     images: bool = True
     """Whether images are attacked as well, the slowest part."""
@@ -89,7 +89,7 @@ def _studied(config: Run) -> StudyConfig:
 
 
 def _attack(config: Attack) -> None:
-    from jaxdp.study import attacks, published, trials
+    from jaxdp.study import accountants, attacks, published, trials
 
     studied, settings = _studied(config), attacks.AttackConfig()
     for workshop in trials.workshops(studied, config.output):
@@ -97,3 +97,4 @@ def _attack(config: Attack) -> None:
         if config.images and workshop.setup.images:
             attacks.attack_images(workshop, studied, settings)
     attacks.kept(config.output / "published.json", "published", published.published)
+    attacks.kept(config.output / "accountants.json", "accountants", accountants.equal_by_rdp)

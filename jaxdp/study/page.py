@@ -3,7 +3,8 @@
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 
-from jaxdp import figures, results
+from jaxdp import figures, results, schedules
+from jaxdp.study import accountants
 from jaxdp.study.findings import (
     INFORMED,
     Claim,
@@ -16,7 +17,7 @@ from jaxdp.study.findings import (
 )  # fmt: skip
 from jaxdp.study.page_attacks import adversary, images
 from jaxdp.study.page_parts import FROM, cost, points, published_comparison
-from jaxdp.study.records import ATTACKS, RUNS, read
+from jaxdp.study.records import ACCOUNTANTS, ATTACKS, RUNS, read
 from jaxdp.study.records import PUBLISHED as PUBLISHED_FILE
 from jaxdp.study.trials import SELECTION_SEED, SETUPS, VARIANTS
 from jaxdp.tables import markdown
@@ -41,6 +42,7 @@ def write(records: pathlib.Path, costs: pathlib.Path, output: pathlib.Path) -> N
         raise FileNotFoundError(f"records={records}: no collected study in it")
     attacks = {name: read(records / name / ATTACKS) for name in runs}
     _, published = read(records / PUBLISHED_FILE)
+    _, accounted = read(records / ACCOUNTANTS)
     root = output.parent
 
     def where(path: pathlib.Path) -> str:
@@ -63,6 +65,7 @@ def write(records: pathlib.Path, costs: pathlib.Path, output: pathlib.Path) -> N
         _head(runs),
         _says(claims(runs, attacks, published)),
         _setting(runs),
+        _accountants(accounted, where(records / ACCOUNTANTS)),
         _accuracy(runs, draw, lambda n: where(records / n / RUNS)),
         adversary(attacks, draw, lambda n: where(records / n / ATTACKS)),
         images(attacks, draw, lambda n: where(records / n / ATTACKS)),
@@ -135,6 +138,19 @@ def _setting(runs) -> str:
         "at an earlier study (coarser grids, logistic regression on images), for every variant alike.\n\n"
         "At one epsilon a dynamic schedule's matched constant is the fixed schedule itself, so it is not "
         "run twice; it belongs to the published comparison below.\n"
+    )
+
+
+def _accountants(rows, source: str) -> str:
+    if not rows:
+        return ""
+    return (
+        "### Equal by which accountant\n\n"
+        "Schedules that are scaled to one epsilon by RDP, and what they spend by privacy loss distributions "
+        "(within half a percent): over few steps of small batches RDP asks far more noise of a dynamic "
+        "schedule than of a fixed one, and a comparison at equal epsilon by RDP is none. Over the published "
+        f"10,000 steps it is fair but for large epsilons. {FROM.format(source)}\n\n"
+        + markdown(("q", "steps", "ε by RDP", "fixed", *schedules.DYNAMIC), accountants.table(rows))
     )
 
 

@@ -12,7 +12,8 @@ from typing import Any
 from jaxdp import results
 from jaxdp.study.trials import SELECTION_SEED
 
-RUNS, ATTACKS, PUBLISHED = "runs.jsonl", "attacks.jsonl", "published.jsonl"
+RUNS, ATTACKS = "runs.jsonl", "attacks.jsonl"
+PUBLISHED, ACCOUNTANTS = "published.jsonl", "accountants.jsonl"
 SELECTION = "The learning rate was chosen on held-out private examples: epsilon does not cover that choice."
 _OF_ATTACK = (
     "victims",
@@ -61,7 +62,7 @@ def collect(folder: pathlib.Path, output: pathlib.Path) -> list[pathlib.Path]:
 
     Args:
       folder: where its record files are, a folder a data set.
-      output: gets a folder a data set, and the published comparison.
+      output: gets a folder a data set, and what was accounted for alone.
 
     Returns:
       The files written.
@@ -90,9 +91,10 @@ def collect(folder: pathlib.Path, output: pathlib.Path) -> list[pathlib.Path]:
                 }
             }
             written.append(_write(output / path.name / ATTACKS, head, attacks))
-    accounted = folder / "published.json"
-    if accounted.exists():
-        written.append(_write(output / PUBLISHED, {}, json.loads(accounted.read_text())["rows"]))
+    for name in (PUBLISHED, ACCOUNTANTS):
+        accounted = folder / name.replace(".jsonl", ".json")
+        if accounted.exists():
+            written.append(_write(output / name, {}, json.loads(accounted.read_text())["rows"]))
     if not written:
         raise FileNotFoundError(f"records={folder}: no record of a study in it")
     return written
