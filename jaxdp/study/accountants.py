@@ -1,4 +1,4 @@
-"""What schedules equal by RDP spend by privacy loss distributions: why the study makes them equal by the latter."""
+"""What schedules equal by RDP spend by privacy loss distributions, by which the study makes them equal."""
 
 from collections.abc import Sequence
 from typing import Any
