@@ -1,24 +1,16 @@
 """Opacus' step in a process of its own, on command: one word a line in, the seconds of one step out.
 
-The networks are those of `benchmarks.networks`, in PyTorch's layout.  `tuned` keeps freed memory instead of
-giving it back to the system after every step, which PyTorch's large temporary tensors pay for.
+The networks are those of `benchmarks.networks`, in PyTorch's layout.
 """
 
 import json
-import os
 import subprocess
 import sys
 import time
 
+from benchmarks import malloc
+
 MODES = ("torch nonprivate", "opacus hooks", "opacus ghost")
-MALLOC = {
-    "malloc as it comes": {},
-    "malloc tuned": {
-        "MALLOC_TRIM_THRESHOLD_": str(2**33),
-        "MALLOC_MMAP_THRESHOLD_": str(2**33),
-        "MALLOC_TOP_PAD_": str(2**28),
-    },
-}
 
 
 class Worker:
@@ -28,7 +20,7 @@ class Worker:
         command = [sys.executable, "-W", "ignore", "-m", "benchmarks.opacus_worker", name, str(batch_size)]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            env={**os.environ, **environment},
+            env=environment,
         )  # fmt: skip
         assert self.process.stdin is not None and self.process.stdout is not None
         self._commands, self._answers = self.process.stdin, self.process.stdout
@@ -48,7 +40,8 @@ class Worker:
 
 def start(name: str, batch_size: int) -> dict[str, Worker]:
     """One worker for each setting of malloc."""
-    return {label: Worker(name, batch_size, environment) for label, environment in MALLOC.items()}
+    environments = {"malloc as it comes": malloc.as_it_comes(), "malloc tuned": malloc.tuned()}
+    return {label: Worker(name, batch_size, environment) for label, environment in environments.items()}
 
 
 def _network(name: str):

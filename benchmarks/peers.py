@@ -1,7 +1,7 @@
 """The same private step by other libraries: `python -m benchmarks peers`, after `pip install '.[peers]'`.
 
 `optax.contrib` and jax-privacy run in this process, Opacus in processes of its own on the same cores, one with
-the system's malloc as it comes and one tuned (see `benchmarks.opacus_worker`); all in turns, round by round.
+the system's malloc as it comes and one tuned (`benchmarks.malloc`; here it is tuned); all in turns.
 With `--no-ynn` the whole is measured again in a process where XLA's YNN fusions are off: jax-privacy's dense
 layers gain from that, and the win over it should not be XLA's.  What is not installed is named in the record.
 """

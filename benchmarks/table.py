@@ -17,7 +17,8 @@ HEAD = """# Benchmarks
 
 Generated from `records/` by `python -m benchmarks table`; `python -m benchmarks` measures everything again.
 Steps are timed in turns: every round runs each variant twice, in random order, and times the second run, as in
-training a step follows its like; ratios are medians of the ratios within a round.
+training a step follows its like; ratios are medians of the ratios within a round.  Malloc is told to keep what it
+gets (`malloc.py`): as it comes, a step may take twice as long in one process as in another.
 """
 Document = dict[str, Any]
 
@@ -141,7 +142,8 @@ def peers(documents: list[Document]) -> str:
         "## Peers\n",
         "`of private` is how many times this library's step it takes. `nonprivate` is the JAX network, "
         "`torch nonprivate` PyTorch's. Opacus runs in processes of its own on the same cores, in turns with "
-        "the rest, once with the system's malloc as it comes and once with its thresholds raised.\n",
+        "the rest, once with the system's malloc as it comes and once with its thresholds raised, as they are "
+        "for the JAX steps.\n",
     ]
     for document in documents:
         rows = document["records"]

@@ -16,6 +16,7 @@ import flax
 import jax
 import numpy as np
 
+from benchmarks import malloc
 from jaxdp import results
 
 RECORDS = pathlib.Path(__file__).parent / "records"
@@ -42,6 +43,7 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "timed": "second of two runs",
+        "malloc": malloc.setting(),
     }
 
 
