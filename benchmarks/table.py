@@ -17,8 +17,8 @@ HEAD = """# Benchmarks
 
 Generated from `records/` by `python -m benchmarks table`; `python -m benchmarks` measures everything again.
 Steps are timed in turns: every round runs each variant twice, in random order, and times the second run, as in
-training a step follows its like; ratios are medians of the ratios within a round.  Malloc is told to keep what it
-gets (`malloc.py`): as it comes, a step may take twice as long in one process as in another.
+training a step follows its like; ratios are medians of the ratios within a round.  Malloc is told to keep what
+it gets (`malloc.py`): as it comes, a step may take twice as long in one process as in another.
 """
 Document = dict[str, Any]
 
