@@ -46,7 +46,7 @@ class AttackConfig:
     """Images in the leaked batch gradient."""
     image_epsilon: float = 2.0
     """The runs whose images are attacked."""
-    levels: tuple[float, ...] = (0.1, 0.3, 1.0)
+    levels: tuple[float, ...] = (1.0, 3.0, 10.0)
     """Norm of the noise of the fixed variant over the clip bound, in the image attack."""
     iterations: int = 100
     """Of each image attack."""

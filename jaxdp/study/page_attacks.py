@@ -93,7 +93,7 @@ def images(attacks, draw: Callable[..., str], where: Callable[[str], str]) -> st
             errors = _errors_over_noise(
                 [r for r in rows if (r["stage"], r["leak_point"]) == (stage, "noised")]
             )
-            what = f"RMSE of a reconstruction (median), {stage}"
+            what = f"median RMSE, {stage}"
             parts.append(draw(name, f"images_{stage}", errors, what, "norm of the noise of fixed over C"))
         for point in dict.fromkeys(row["leak_point"] for row in rows):
             for level in dict.fromkeys(row.get("level") for row in rows if row["leak_point"] == point):
