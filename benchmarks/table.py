@@ -113,7 +113,10 @@ def scaling(documents: list[Document]) -> str:
                     _number(private["microseconds_per_example"], 0),
                 )
             )  # fmt: skip
-    return "\n".join(["## Against the batch size\n", _where(documents[0]) + "\n", _table(header, rows)])
+    where = _where(documents[0])
+    if "timed" not in documents[0]["environment"]:
+        where += " By an earlier version; each step ran once a round, with malloc as it comes."
+    return "\n".join(["## Against the batch size\n", where + "\n", _table(header, rows)])
 
 
 def memory(documents: list[Document]) -> str:
