@@ -114,7 +114,8 @@ def images(attacks, draw: Callable[..., str], where: Callable[[str], str]) -> st
         "noise and an image prior (without noise also by attacks that want exact gradients). All variants' "
         "noise is that of their runs at equal epsilon times **one common factor**, chosen so that the noise of "
         "`fixed` has the stated norm relative to the clip bound: far less noise than the run had, hence not at "
-        "its epsilon. Without noise no parameter of the mechanism protects anything; where the raw gradient does not give the image back, the attack is the "
+        "its epsilon. Without noise no parameter of the mechanism protects anything; where the raw gradient "
+        "does not give the image back, the attack is the "
         "limit there and not the noise.\n"
     )
     return "\n".join([text, *(part for part in parts if part)])
