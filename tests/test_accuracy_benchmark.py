@@ -56,5 +56,8 @@ def test_it_is_not_among_those_that_run_unasked(monkeypatch):
             self.main = lambda: ran.append(name.removeprefix("benchmarks."))
 
     monkeypatch.setattr(__main__.importlib, "import_module", Module)
+    monkeypatch.setattr(
+        __main__.malloc, "setting", lambda: "tuned"
+    )  # else they run in processes of their own
     __main__.main([])
     assert "accuracy" not in ran and ran[-1] == "table" and set(ran) | {"accuracy"} == set(__main__.NAMES)
