@@ -116,8 +116,8 @@ def test_outputs_that_are_not_numbers_tell_apart():
 @QUICK
 def test_what_is_observed_is_what_training_does():
     """The parameters after a run of the audit are those of `Run.epoch` with the same keys and all canaries."""
-    config = config_of(**SAMPLED, schedule="linear", start=1.5, end=0.5)
-    config = dataclasses.replace(config, noise_multiplier=None, learning_rate=1.0)
+    linear = dict(schedule="linear", noise_multiplier=None, start=1.5, end=0.5)
+    config = config_of(**SAMPLED, **linear, learning_rate=1.0)
     subject = canaries.subject(config, canaries=3)
     seen = jax.jit(subject.observe)(KEY, jnp.ones(3, bool))
     run = subject.run
