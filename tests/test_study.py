@@ -145,6 +145,23 @@ def test_only_runs_at_the_chosen_learning_rate_are_reported():
     assert [row["test_accuracy"] for row in findings.reported(rows)] == [0.6]
 
 
+def test_of_the_learning_rates_the_best_are_judged_again(trained, monkeypatch):
+    setup = dataclasses.replace(trials.SETUPS["digits"], learning_rates=(0.1, 0.2, 0.4), finalists=2)
+    workshop = trials.Workshop("digits", setup, trained[0])
+    judged = {0.1: (0.5, 0.99, 0.99), 0.2: (0.8, 0.8, 0.8), 0.4: (0.9, 0.1, 0.95)}
+    rows = []
+
+    def record(trial):
+        accuracy = judged[trial.learning_rate][trial.seed - SELECTION_SEED]
+        rows.append(_row("fixed", trial.seed, 0.0, trial.learning_rate, accuracy))
+        return {"metrics": {"validation_accuracy": accuracy}}
+
+    monkeypatch.setattr(workshop, "record", record)
+    assert trials.choose(workshop, "fixed", 1.0) == 0.2
+    assert len(rows) == 3 + 2 * 2
+    assert findings.chosen_rates(rows) == {("fixed", 1.0): 0.2}
+
+
 def test_differences_are_paired_by_seed():
     selection = [_row(variant, SELECTION_SEED, 0.0) for variant in ("fixed", "linear")]
     fixed = [_row("fixed", seed, 0.5 + 0.1 * seed) for seed in range(4)]

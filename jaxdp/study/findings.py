@@ -15,7 +15,7 @@ INFORMED = "informed adversary"
 
 
 def chosen_rates(rows: Iterable[Row]) -> dict[tuple[str, float | None], float]:
-    """(variant, epsilon) -> the rate of the best mean validation accuracy, or the smallest of equals."""
+    """(variant, epsilon) -> the rate that `trials.choose` chose."""
     measured: dict[tuple[str, float | None], dict[float, list[float]]] = {}
     for row in rows:
         if row["seed"] >= SELECTION_SEED:

@@ -102,19 +102,21 @@ def collect(folder: pathlib.Path, output: pathlib.Path) -> list[pathlib.Path]:
 
 def _check_grids(data: str, records: list[dict]) -> None:
     """Refuses cells that were judged by other learning rates or seeds than the rest; fewer are under way."""
-    grids: dict[tuple, set] = {}
+    rates: dict[tuple, set] = {}
+    seeds: dict[tuple, set] = {}
     for record in records:
-        asked = record["settings"]
         if record["seed"] >= SELECTION_SEED:
-            cell = grids.setdefault((record["variant"], asked["target_epsilon"]), set())
-            cell.add((asked["learning_rate"], record["seed"]))
-    most = max(grids.values(), key=len, default=set())
-    for (variant, epsilon), cell in grids.items():
-        if not cell <= most:
-            raise ValueError(
-                f"records of {data}: {variant} at epsilon={epsilon} was judged by other learning rates or "
-                "seeds than the rest; collect runs of one grid"
-            )
+            cell = (record["variant"], record["settings"]["target_epsilon"])
+            rates.setdefault(cell, set()).add(record["settings"]["learning_rate"])
+            seeds.setdefault(cell, set()).add(record["seed"])
+    for judges in (rates, seeds):
+        most = max(judges.values(), key=len, default=set())
+        for (variant, epsilon), own in judges.items():
+            if not own <= most:
+                raise ValueError(
+                    f"records of {data}: {variant} at epsilon={epsilon} was judged by other learning rates "
+                    "or seeds than the rest; collect runs of one grid"
+                )
 
 
 def _head(records: list[dict]) -> dict[str, Any]:

@@ -51,7 +51,8 @@ class Setup:
       learning_rates: the grid, the same for every variant: wide where a run is cheap, fine where it is not.
       published: whether the variants as published are trained as well.
       images: whether its images are attacked.
-      selection_seeds: runs that judge a learning rate: more where the validation split is small.
+      selection_seeds: runs that judge a learning rate.
+      finalists: how many learning rates get all of these runs, after one of each rate; None for all rates.
     """
 
     model: str
@@ -62,7 +63,8 @@ class Setup:
     learning_rates: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
     published: bool = False
     images: bool = False
-    selection_seeds: int = 1
+    selection_seeds: int = 3
+    finalists: int | None = None
 
     @property
     def network(self) -> dict[str, Any]:
@@ -71,12 +73,16 @@ class Setup:
 
 
 CONVOLUTIONAL: dict[str, Any] = dict(
-    model="tanh_cnn", sampling_rate=0.01, steps=100, learning_rates=(0.5, 1.0, 2.0, 4.0)
+    model="tanh_cnn",
+    sampling_rate=0.01,
+    steps=100,
+    learning_rates=(0.25, 0.5, 1.0, 2.0, 4.0, 8.0),
+    finalists=2,
 )
 SETUPS = {
-    "digits": Setup(model="mlp", sampling_rate=0.05, steps=100, images=True, selection_seeds=3),
-    "breast_cancer": Setup(model="logistic", sampling_rate=0.1, steps=200, selection_seeds=3),
-    "adult": Setup(model="logistic", sampling_rate=0.01, steps=150, selection_seeds=3),
+    "digits": Setup(model="mlp", sampling_rate=0.05, steps=100, images=True),
+    "breast_cancer": Setup(model="logistic", sampling_rate=0.1, steps=200),
+    "adult": Setup(model="logistic", sampling_rate=0.01, steps=150),
     "mnist": Setup(**CONVOLUTIONAL, images=True, published=True),
     "fashion_mnist": Setup(**CONVOLUTIONAL),
 }
@@ -253,22 +259,32 @@ def targets(config: StudyConfig, setup: Setup, variant: str) -> tuple[float | No
 
 
 def best_rate(measured: Mapping[float, Sequence[float]]) -> float:
-    """The learning rate of the best mean validation accuracy, or the smallest of equals.
+    """The learning rate of the best mean validation accuracy among those judged by the most runs."""
+    most = max(map(len, measured.values()))
+    return _ranked({rate: found for rate, found in measured.items() if len(found) == most})[0]
+
+
+def _ranked(measured: Mapping[float, Sequence[float]]) -> list[float]:
+    """Learning rates by mean validation accuracy, best first; of equals the smallest first.
 
     Rounded, so that neither the order of the runs nor the digits of a collected file decide between equals.
     """
-    return max(sorted(measured), key=lambda rate: round(math.fsum(measured[rate]) / len(measured[rate]), 7))
+    return sorted(
+        measured, key=lambda rate: (-round(math.fsum(measured[rate]) / len(measured[rate]), 7), rate)
+    )
 
 
 def choose(workshop: Workshop, variant: str, epsilon: float | None) -> float:
     """The learning rate of a variant and epsilon, from the runs that judge it, which are made where missing."""
-    measured = {}
-    for rate in sorted(workshop.setup.learning_rates):
-        trials = [
-            Trial(variant=variant, epsilon=epsilon, learning_rate=rate, seed=SELECTION_SEED + i)
-            for i in range(workshop.setup.selection_seeds)
-        ]
-        measured[rate] = [workshop.record(trial)["metrics"]["validation_accuracy"] for trial in trials]
+    setup = workshop.setup
+
+    def judged(rate: float, seed: int) -> float:
+        trial = Trial(variant=variant, epsilon=epsilon, learning_rate=rate, seed=SELECTION_SEED + seed)
+        return workshop.record(trial)["metrics"]["validation_accuracy"]
+
+    measured = {rate: [judged(rate, 0)] for rate in setup.learning_rates}
+    for rate in _ranked(measured)[: setup.finalists]:
+        measured[rate] += [judged(rate, seed) for seed in range(1, setup.selection_seeds)]
     return best_rate(measured)
 
 
