@@ -41,6 +41,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from jaxdp.clipping import Clipper, clipped_sum, down_to, global_norm, leaf_norms
+from jaxdp.noise import standard_normal
 from jaxdp.schedules import Schedule
 
 RANGE = (1e-6, 1e6)  # of every bound: public, so that no noise can make it zero or infinite
@@ -154,7 +155,7 @@ def _quantile(
 
     def update(state, summed, step, key):
         counts = summed.statistic
-        noise = jax.random.normal(key, counts.shape, jnp.float32)
+        noise = standard_normal(key, counts.shape)
         noised = counts + count_noise * math.sqrt(max(counts.size, 1)) * noise
         above = noised / expected_batch_size + (0.5 - target_quantile)
         return QuantileState(jnp.clip(state.bound * jnp.exp(-learning_rate * above), *RANGE))

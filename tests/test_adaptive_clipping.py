@@ -10,6 +10,7 @@ from scipy import stats
 
 from jaxdp import adaptive_clipping, clipping, schedules
 from jaxdp.adaptive_clipping import RANGE, QuantileState, gradient_noise_multiplier
+from jaxdp.noise import standard_normal
 from jaxdp.privatize import accounted_noise_multipliers, privatize
 
 NAMES = tuple(adaptive_clipping.BY_NAME)
@@ -158,7 +159,7 @@ def test_the_bound_moves_as_the_definition_says(name):
     bounds = np.atleast_1d(np.asarray(state.bound, float))
     counts = np.where(norms <= bounds[:, None], 0.5, -0.5).sum(1)
     np.testing.assert_array_equal(flat(summed.statistic), counts)
-    noise = np.atleast_1d(np.asarray(jax.random.normal(key, np.shape(state.bound))))
+    noise = np.atleast_1d(np.asarray(standard_normal(key, np.shape(state.bound))))
     share = (counts + 2.0 * np.sqrt(len(bounds)) * noise) / EXPECTED + 0.5
     np.testing.assert_allclose(np.atleast_1d(moved.bound), bounds * np.exp(-0.3 * (share - 0.6)), rtol=1e-5)
     assert summed.nonfinite == 1 and summed.examples == 5

@@ -1,6 +1,7 @@
 """The noise of a step against the normal distribution, and far out."""
 
 import jax
+import jax.extend.random
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -31,18 +32,51 @@ def test_draws_are_normal_whether_refined_or_not(refined, monkeypatch):
 
 def test_the_outermost_draws_pass_what_23_bits_can_reach(monkeypatch):
     """All magnitudes are taken for the outermost: 1e6 draws then stand for the far tail of 1e6 * 2^31."""
-    bits, calls = jax.random.bits, []
+    words, calls = noise._words, []
 
-    def outermost_first(key, shape, dtype):
+    def outermost_first(key, size):
         calls.append(1)
-        drawn = bits(key, shape, dtype)
+        drawn = words(key, size)
         return drawn % jnp.uint32(2 * noise._REFINED) if len(calls) == 1 else drawn
 
-    monkeypatch.setattr(jax.random, "bits", outermost_first)
+    monkeypatch.setattr(noise, "_words", outermost_first)
     draws = np.abs(np.asarray(noise.standard_normal(jax.random.key(1), (4096,)), np.float64))
     assert draws.min() > 5.4 and draws.max() > 6.8
     given_outer = 2 * stats.norm.sf(draws) / (noise._REFINED * 2.0**-31)
     assert stats.kstest(given_outer, "uniform").pvalue > 1e-4
+
+
+def test_words_are_threefry_s_for_any_kind_of_threefry_key():
+    """Against JAX's bits of a key, which are the exclusive or of both words of the block."""
+    key = jax.random.key(3)
+    size = 64
+    words = np.asarray(noise._words(key, size)).reshape(2, size // 2)
+    np.testing.assert_array_equal(words.ravel(), noise._words(jax.random.PRNGKey(3), size))
+    data = jax.random.key_data(key)
+    counters = np.arange(size, dtype=np.uint32).reshape(2, size // 2)
+    both = jax.extend.random.threefry2x32_p.bind(data[0], data[1], *counters)
+    np.testing.assert_array_equal(words, both)
+    low = np.arange(size // 2, dtype=np.uint32)
+    first, second = jax.extend.random.threefry2x32_p.bind(data[0], data[1], np.zeros_like(low), low)
+    np.testing.assert_array_equal(first ^ second, jax.random.bits(key, (size // 2,), jnp.uint32))
+
+
+@pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
+@pytest.mark.parametrize("shape", [(), (1,), (63,), (65,), (3, 43)])
+def test_draws_of_any_shape_and_key(impl, shape):
+    key = jax.random.key(0, impl=impl)
+    draws = np.asarray(
+        jax.vmap(lambda i: noise.standard_normal(jax.random.fold_in(key, i), shape))(jnp.arange(500))
+    )
+    assert draws.shape == (500, *shape) and len(np.unique(draws)) > 0.99 * draws.size
+    assert stats.kstest(draws.ravel(), "norm").pvalue > 1e-4
+
+
+def test_no_two_words_of_a_draw_share_a_block():
+    draws = noise.standard_normal(jax.random.key(4), (1 << 20,))
+    halves = np.asarray(draws, np.float64).reshape(2, -1)
+    assert abs(np.corrcoef(halves)[0, 1]) < 5 / np.sqrt(halves.shape[1])
+    assert abs(np.corrcoef(halves**2)[0, 1]) < 5 / np.sqrt(halves.shape[1])
 
 
 def test_leaves_are_cut_from_one_draw():
