@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import numpy as np
 
 from benchmarks import timing
 from jaxdp import accounting, data, runs
@@ -84,16 +85,13 @@ NAMES = tuple(dict.fromkeys(recipe for _, recipe in RECIPES))
 
 
 def held_out(dataset: Dataset, number: int) -> Dataset:
-    """The training split alone: its last examples take the place of the test split."""
+    """The training split alone: examples drawn from it, always the same, take the place of the test split."""
     if not 0 < number < dataset.train_size:
         raise ValueError(f"validation={number}: must lie in 1..{dataset.train_size - 1}")
-    return dataclasses.replace(
-        dataset,
-        train_x=dataset.train_x[:-number],
-        train_y=dataset.train_y[:-number],
-        test_x=dataset.train_x[-number:],
-        test_y=dataset.train_y[-number:],
-    )
+    order = np.random.default_rng(0).permutation(dataset.train_size)
+    rest, held = np.sort(order[:-number]), order[-number:]
+    x, y = dataset.train_x, dataset.train_y
+    return dataclasses.replace(dataset, train_x=x[rest], train_y=y[rest], test_x=x[held], test_y=y[held])
 
 
 def measured(recipe: Recipe, dataset: Dataset, name: str, seeds: int) -> Iterator[TrainResult]:
@@ -140,7 +138,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1, help="runs from seeds 0, 1, ...; all are recorded")
     parser.add_argument(
         "--validation", type=int, metavar="N",
-        help="evaluate on the last N training examples, held out, and record nothing",
+        help="evaluate on N training examples, held out, and record nothing",
     )  # fmt: skip
     options = parser.parse_args()
     if options.seeds < 1:
