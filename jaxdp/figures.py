@@ -181,6 +181,8 @@ def success_over_noise(records: Sequence[Mapping]) -> str:
 def intervals(curves: Mapping[str, Mapping[float, Interval]], ylabel: str, xlabel: str = "ε") -> str:
     """A line a variant over x, on a logarithmic axis, each point with its interval.
 
+    An interval that reaches farther beyond the points than these are apart is cut: it would flatten all lines.
+
     Args:
       curves: variant -> x -> mean, median or share with its interval.
       ylabel: what it is.
@@ -204,6 +206,11 @@ def intervals(curves: Mapping[str, Mapping[float, Interval]], ylabel: str, xlabe
         every = sorted({value for points in curves.values() for value in points})
         axes.set_xticks(every, [f"{value:g}" for value in every])
         axes.minorticks_off()
+        middles = np.array([point[0] for own in curves.values() for point in own.values()])
+        apart = np.ptp(middles)
+        if apart > 0:
+            bottom, top = axes.get_ylim()
+            axes.set_ylim(max(bottom, middles.min() - apart), min(top, middles.max() + apart))
         figure.legend(loc="outside right upper", frameon=False)
         return _svg(figure, painted, f"{ylabel} over {xlabel}, a line a variant")
 

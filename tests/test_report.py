@@ -13,6 +13,7 @@ import synthetic_records as synthetic
 from PIL import Image
 
 from jaxdp import cli, figures, report, results, tables
+from jaxdp.metrics import Interval
 
 
 class _Elements(html.parser.HTMLParser):
@@ -121,6 +122,16 @@ def test_a_figure_of_its_own_names_its_lines_and_needs_no_page(records):
     assert figures.label("quarter_cosine") in svg
     with pytest.raises(ValueError, match="svg="):
         figures.standalone("")
+
+
+def test_an_interval_beyond_all_others_does_not_flatten_the_lines():
+    curves = {
+        "fixed": {1.0: Interval(0.90, 0.89, 0.91), 2.0: Interval(0.94, 0.93, 0.95)},
+        "linear": {1.0: Interval(0.91, 0.90, 0.92), 2.0: Interval(0.80, -3.0, 5.0)},
+    }
+    svg = figures.intervals(curves, "test accuracy")
+    ticks = [float(text) for text in re.findall(r">(-?\d+\.\d+)<", svg.replace("\u2212", "-"))]
+    assert len(ticks) >= 4 and 0.6 < min(ticks) < 0.9 and 0.94 < max(ticks) < 1.1
 
 
 def test_the_style_is_one_that_matplotlib_takes():
