@@ -4,7 +4,8 @@ from typing import Any
 
 import jax
 import optax
-from jaxtyping import PyTree
+from jaxtyping import Array, Float, PyTree
+from optax import GradientTransformation
 
 from jaxdp import adaptive_clipping, clipping, filters, following, models, schedules
 from jaxdp.data import Dataset
@@ -17,6 +18,10 @@ OPTIMIZERS = {
     "sgd": lambda rate: optax.sgd(rate),
     "momentum": lambda rate: optax.sgd(rate, momentum=0.9),
     "adam": lambda rate: optax.adam(rate),
+}
+DECAYS = {
+    "linear": lambda steps: optax.linear_schedule(1.0, 0.0, steps),
+    "cosine": lambda steps: optax.cosine_decay_schedule(1.0, steps),
 }
 
 
@@ -62,6 +67,22 @@ def make_following(config: TrainConfig, sampling_rate: float, kept: Filter | Non
         middle = (start * end) ** 0.5 if start > 0 and end > 0 else start
         kept = filters.create(**settings, sampling_rate=sampling_rate, noise_multiplier=middle)
     return following.create(kept, start=start, end=end, sampling_rate=sampling_rate, steps=config.steps)
+
+
+def make_optimizer(config: TrainConfig, learning_rate: float | Float[Array, ""]) -> GradientTransformation:
+    """The optimizer as configured, at this learning rate before any decay.
+
+    Raises:
+      ValueError: an unknown optimizer or decay.
+    """
+    for name, known in (("optimizer", OPTIMIZERS), ("learning_rate_decay", {None: None, **DECAYS})):
+        if getattr(config, name) not in known:
+            raise ValueError(f"{name}={getattr(config, name)!r}: choose from {', '.join(map(str, known))}")
+    make = OPTIMIZERS[config.optimizer]
+    if config.learning_rate_decay is None:
+        return make(learning_rate)
+    decay = DECAYS[config.learning_rate_decay](config.steps)
+    return make(lambda step: learning_rate * decay(step))
 
 
 def make_model(config: TrainConfig, dataset: Dataset) -> models.Model:

@@ -65,6 +65,8 @@ class TrainConfig:
     """Optimizer of the noised gradients."""
     learning_rate: float = 0.5
     """Its learning rate."""
+    learning_rate_decay: Literal["linear", "cosine"] | None = None
+    """Let the learning rate fall to 0 over --steps, along this curve; None keeps it."""
     ema_decay: float | None = None
     """Decay of an exponential moving average of the noised parameters over the steps: what is evaluated, at no
     cost in privacy. None evaluates the parameters of the step."""

@@ -254,8 +254,7 @@ def build(
     if config.target_epsilon is not None:
         raise ValueError(f"target_epsilon={config.target_epsilon}: resolve it first (jaxdp.runs.resolved)")
     dataset = data.load(config.data, size=config.image_size) if dataset is None else dataset
-    if config.optimizer not in configured.OPTIMIZERS:
-        raise ValueError(f"optimizer={config.optimizer!r}: choose from {', '.join(configured.OPTIMIZERS)}")
+    configured.make_optimizer(config, config.learning_rate)  # or an error before anything is made
     given = model
     model = configured.make_model(config, dataset) if given is None else given
     if sampler is None:
@@ -265,7 +264,8 @@ def build(
     clipper = None
     if config.schedule != "none":
         clipper = configured.make_clipper(config, model.params, sigma, sampler.expected_batch_size)
-    parts = (models.cross_entropy(model), configured.OPTIMIZERS[config.optimizer], config.microbatch_size)
+    optimizer = functools.partial(configured.make_optimizer, config)
+    parts = (models.cross_entropy(model), optimizer, config.microbatch_size)
     if clipper is None:
         chain, gradients_of, diagnostics = _ordinary_step(parts)
     else:

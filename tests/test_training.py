@@ -129,6 +129,27 @@ def test_the_average_is_the_moving_average_of_optax(decay):
         np.testing.assert_allclose(average["w"], expected["w"], rtol=2e-6 + 2e-7 / (1 - decay), atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "decay, of", [("linear", lambda t: 1 - t / 40), ("cosine", lambda t: (1 + np.cos(np.pi * t / 40)) / 2)]
+)
+def test_a_decay_scales_each_update_and_changes_nothing_else(digits, decay, of):
+    """From the same state a step with it is a step without, times the curve."""
+    config = dataclasses.replace(CONFIG, learning_rate_decay=decay)
+    decayed, plain = (training.build(c, dataset=digits) for c in (config, CONFIG))
+    state = decayed.init(config)
+    for step in (0, 13, 39):
+        state, _ = decayed.epoch(state, decayed.train_arrays(), step)
+        other = state._replace(opt_state=(state.opt_state[0], *plain.init(CONFIG).opt_state[1:]))
+        ends = [
+            run.epoch(s, run.train_arrays(), step + 1)[0] for run, s in ((decayed, state), (plain, other))
+        ]
+        moved, would = (jax.tree.map(lambda a, b: a - b, end.params, state.params) for end in ends)
+        jax.tree.map(
+            lambda m, w, s=step: np.testing.assert_allclose(m, of(s) * w, rtol=1e-3, atol=1e-6), moved, would
+        )
+    assert runs.train(config, dataset=digits).epsilon == runs.train(CONFIG, dataset=digits).epsilon
+
+
 def test_averaging_changes_what_is_evaluated_and_nothing_else(digits, tmp_path):
     """Same steps, noise and epsilon; whoever watches or attacks the run is given the parameters of the step."""
     seen = []
@@ -236,11 +257,13 @@ def worker(config, folder):
 
 
 def test_kill_9_and_resume_gives_the_same_bits(digits, tmp_path):
-    """Killed between two checkpoints of a run with momentum and averages, resumed in another process."""
+    """Killed between two checkpoints of a run with momentum, averages and decay, resumed in another process."""
     config = dataclasses.replace(
         CONFIG, optimizer="momentum", learning_rate=0.1, ema_decay=0.99, steps=1_500, evaluate_every=20
     )
-    config = dataclasses.replace(config, clipping="quantile_per_layer", scale=1.0)
+    config = dataclasses.replace(
+        config, clipping="quantile_per_layer", scale=1.0, learning_rate_decay="cosine"
+    )
     whole = runs.train(config, dataset=digits)
     process = worker(config, tmp_path / "run")
     deadline = time.monotonic() + 120
