@@ -16,8 +16,8 @@ README = pathlib.Path(__file__).parent / "README.md"
 HEAD = """# Benchmarks
 
 Generated from `records/` by `python -m benchmarks table`; `python -m benchmarks` measures everything again.
-Steps are timed in turns: every round runs each variant, in random order, once untimed and then timed (for
-20 ms at least), as in training a step follows its like; ratios are medians of the ratios within a round.
+Steps are timed in turns: every round runs each variant, in random order, once untimed and then timed (over
+20 ms or 20 runs), as in training a step follows its like; ratios are medians of the ratios within a round.
 Malloc is told to keep what it gets (`malloc.py`): as it comes, a step may take twice as long in one process as
 in another.
 """

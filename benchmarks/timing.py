@@ -1,7 +1,7 @@
 """Interleaved timing: every round runs every step in an order of its own, once untimed, then timed.
 
 In training a step follows its like; the first run would meet the caches and the allocator as another left them.
-What is shorter than 20 ms is run again until that has passed, and its mean taken.
+What is shorter than 20 ms is run again until that has passed, 20 times at most, and its mean taken.
 Ratios are medians of the ratios within a round, so that what slows the machine for a while slows both sides.
 """
 
@@ -44,7 +44,7 @@ def environment() -> dict[str, Any]:
         "flax": flax.__version__,
         "python": platform.python_version(),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
-        "timed": f"after a first run: one, or the mean of those in {1e3 * LEAST_SECONDS:g} ms",
+        "timed": f"after a first run: the mean of those in {1e3 * LEAST_SECONDS:g} ms, of {MOST_RUNS} at most",
         "malloc": malloc.setting(),
     }
 

@@ -171,7 +171,7 @@ def subject(
     """
     if config.sampling == "shuffled" and config.adjacency == "add_or_remove_one":
         raise ValueError("sampling='shuffled': audit it under zero_out or replace_one")
-    config = dataclasses.replace(config, optimizer="sgd", learning_rate=1.0)
+    config = dataclasses.replace(config, optimizer="sgd", learning_rate=1.0, learning_rate_decay=None)
     slots = canaries + _BACKGROUND_SLOTS
     dataset = _dataset(canaries, slots, background, opposed)
     model = classifier(canaries, slots)

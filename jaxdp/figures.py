@@ -181,7 +181,8 @@ def success_over_noise(records: Sequence[Mapping]) -> str:
 def intervals(curves: Mapping[str, Mapping[float, Interval]], ylabel: str, xlabel: str = "ε") -> str:
     """A line a variant over x, on a logarithmic axis, each point with its interval.
 
-    An interval that reaches farther beyond the points than these are apart is cut: it would flatten all lines.
+    An interval that reaches far beyond the points is cut at the edge: it would flatten all lines.  Far is more
+    than the points are apart, or than most intervals are wide.
 
     Args:
       curves: variant -> x -> mean, median or share with its interval.
@@ -206,11 +207,11 @@ def intervals(curves: Mapping[str, Mapping[float, Interval]], ylabel: str, xlabe
         every = sorted({value for points in curves.values() for value in points})
         axes.set_xticks(every, [f"{value:g}" for value in every])
         axes.minorticks_off()
-        middles = np.array([point[0] for own in curves.values() for point in own.values()])
-        apart = np.ptp(middles)
-        if apart > 0:
+        middles, lows, highs = np.array([point for own in curves.values() for point in own.values()]).T
+        far = max(np.ptp(middles), np.median(highs - lows))
+        if far > 0:
             bottom, top = axes.get_ylim()
-            axes.set_ylim(max(bottom, middles.min() - apart), min(top, middles.max() + apart))
+            axes.set_ylim(max(bottom, middles.min() - far), min(top, middles.max() + far))
         figure.legend(loc="outside right upper", frameon=False)
         return _svg(figure, painted, f"{ylabel} over {xlabel}, a line a variant")
 

@@ -18,6 +18,7 @@ _TAIL = (
     -2.5580903e-06, 9.174656e-06, 3.486347e-08, -1.688665e-05, -4.3560816e-05, 0.000188807, -0.00043030598,
     0.00030673316, 1.0102329, 4.3447556,
 )  # fmt: skip
+VERSION = 2  # of what a key gives: a run that began with another goes on with new keys
 _REFINED = 16  # of the 2^31 magnitudes, the outermost
 _ROUNDED = 64  # numbers are drawn by as many: XLA on CPUs takes six times as long over arrays of odd size
 
@@ -52,7 +53,7 @@ def standard_normal(key: Array, shape: tuple[int, ...]) -> Float[Array, "..."]:
 
 
 def _words(key: Array, size: int) -> UInt32[Array, " size"]:
-    """Random words, an even number of them: from threefry both words of each block, where JAX keeps one."""
+    """Random words, an even number: both of each threefry block, of which JAX gives the exclusive or."""
     if jax.random.key_impl(key) == "threefry2x32" and size < 2**32:
         data = key if jnp.issubdtype(key.dtype, jnp.uint32) else jax.random.key_data(key)
         return jax.extend.random.threefry_2x32(data, jax.lax.iota(jnp.uint32, size))

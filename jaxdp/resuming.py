@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxdp import checkpoints, filters, ledger, training
+from jaxdp import checkpoints, filters, ledger, noise, training
 from jaxdp.ledger import Filter, Ledger
 from jaxdp.train_config import TrainConfig
 from jaxdp.training import Run, TrainState
@@ -112,7 +112,8 @@ def resume(
         state = state._replace(follow=state.follow._replace(levels=run.following.init().levels))
     if before.get("l2_norm_clip") != now["l2_norm_clip"]:
         state = _with_new_bound(state, run)
-    if any(before.get(name) != now[name] for name in _MECHANISM):
+    other_noise = saved.document.get("noise") != noise.VERSION
+    if other_noise or any(before.get(name) != now[name] for name in _MECHANISM):
         # Steps after the checkpoint may have been taken with the old parameters before the interruption: the
         # new ones must not meet the same noise again.
         state = _with_new_noise(state, run, saved.step)
@@ -121,10 +122,10 @@ def resume(
 
 def _with_new_bound(state: TrainState, run: Run) -> TrainState:
     """An adaptive clip bound starts again from the new one that was asked for."""
-    noise = training.noise_state(state)
-    if noise is None:
+    private = training.noise_state(state)
+    if private is None:
         return state
-    first = noise._replace(clip=run.init(run.config).opt_state[0].clip)
+    first = private._replace(clip=run.init(run.config).opt_state[0].clip)
     return state._replace(opt_state=(first, *state.opt_state[1:]))
 
 
@@ -137,12 +138,12 @@ def _with_new_noise(state: TrainState, run: Run, step: int) -> TrainState:
     def renewed(key):
         return functools.reduce(jax.random.fold_in, words, key)
 
-    noise = training.noise_state(state)
+    private = training.noise_state(state)
     if run.sampler.kind != "shuffled":  # a new permutation amid an epoch could take an example twice
         state = state._replace(sample_key=renewed(state.sample_key))
-    if noise is None:
+    if private is None:
         return state
-    first = noise._replace(key=renewed(noise.key))
+    first = private._replace(key=renewed(private.key))
     return state._replace(opt_state=(first, *state.opt_state[1:]))
 
 
@@ -151,6 +152,7 @@ def document(run: Run, spent: Ledger, curves: Curves) -> dict[str, Any]:
     return {
         "config": dataclasses.asdict(run.config),
         "examples": run.dataset.fingerprint,
+        "noise": noise.VERSION,
         "ledger": spent.to_json(),
         "curves": curves,
     }

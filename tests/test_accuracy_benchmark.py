@@ -28,6 +28,8 @@ def test_validation_holds_out_training_examples(digits):
         np.c_[x.reshape(len(x), -1), y] for x, y in ((held.train_x, held.train_y), (held.test_x, held.test_y))
     ]
     assert (len(rows[0]), len(rows[1])) == (digits.train_size - 100, 100)
+    np.testing.assert_array_equal(held.test_x, accuracy.held_out(digits, 100).test_x)
+    assert not np.array_equal(held.test_y, digits.train_y[-100:])  # they are in an order of their own
     whole = np.c_[digits.train_x.reshape(digits.train_size, -1), digits.train_y]
     assert sorted(map(bytes, np.concatenate(rows))) == sorted(map(bytes, whole))
     with pytest.raises(ValueError, match="validation=0: must lie in"):

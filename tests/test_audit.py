@@ -137,6 +137,14 @@ def test_what_is_observed_is_what_training_does():
     np.testing.assert_allclose(seen.along.sum(axis=0), total, rtol=1e-4, atol=1e-4)
 
 
+@QUICK
+def test_a_decay_of_the_learning_rate_hides_nothing():
+    config = config_of(steps=4, sampling="full", sampling_rate=1.0, learning_rate_decay="linear")
+    subject = canaries.subject(dataclasses.replace(config, noise_multiplier=1e-6), canaries=2, background=0)
+    seen = canaries.draws(subject, KEY, np.array([True, True]), 1)
+    np.testing.assert_allclose(seen.along, 1, atol=1e-3)
+
+
 @pytest.mark.parametrize(
     "adjacency, absent", [("add_or_remove_one", 0), ("zero_out", 0), ("replace_one", -1)]
 )

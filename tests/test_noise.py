@@ -72,7 +72,7 @@ def test_draws_of_any_shape_and_key(impl, shape):
     assert stats.kstest(draws.ravel(), "norm").pvalue > 1e-4
 
 
-def test_no_two_words_of_a_draw_share_a_block():
+def test_the_two_words_of_a_block_are_uncorrelated():
     draws = noise.standard_normal(jax.random.key(4), (1 << 20,))
     halves = np.asarray(draws, np.float64).reshape(2, -1)
     assert abs(np.corrcoef(halves)[0, 1]) < 5 / np.sqrt(halves.shape[1])

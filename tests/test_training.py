@@ -346,6 +346,22 @@ def test_a_finished_run_resumes_to_itself(digits, tmp_path):
     assert bits(done.state.params) == bits(again.state.params) and again.epsilon == done.epsilon
 
 
+def test_a_run_that_began_with_another_version_of_the_noise_goes_on_with_new_keys(
+    digits, tmp_path, monkeypatch
+):
+    done = runs.train(CONFIG, dataset=digits, folder=tmp_path / "run")
+    run = training.build(CONFIG, dataset=digits)
+
+    def secrets(state):
+        return bits([jax.random.key_data(key) for key in (state.opt_state[0].key, state.sample_key)])
+
+    state, *_ = resuming.resume(run, tmp_path / "run", None, {})
+    assert secrets(state) == secrets(done.state)
+    monkeypatch.setattr(noise, "VERSION", noise.VERSION + 1)
+    other, *_ = resuming.resume(run, tmp_path / "run", None, {})
+    assert not set(secrets(other)) & set(secrets(state)) and bits(other.params) == bits(state.params)
+
+
 def test_a_folder_in_use_is_not_overwritten(digits, tmp_path):
     runs.train(CONFIG, dataset=digits, folder=tmp_path / "run")
     with pytest.raises(ValueError, match="holds checkpoints already"):

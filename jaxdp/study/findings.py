@@ -15,7 +15,7 @@ INFORMED = "informed adversary"
 
 
 def chosen_rates(rows: Iterable[Row]) -> dict[tuple[str, float | None], float]:
-    """(variant, epsilon) -> the rate that `trials.choose` chose."""
+    """(variant, epsilon) -> the rate that `trials.choose` chose, where the rows are those of one grid."""
     measured: dict[tuple[str, float | None], dict[float, list[float]]] = {}
     for row in rows:
         if row["seed"] >= SELECTION_SEED:

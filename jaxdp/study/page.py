@@ -113,9 +113,12 @@ def _finalists(rows) -> str:
         if row["seed"] >= SELECTION_SEED:
             judged = (row["variant"], row["target"], row["learning_rate"])
             judges[judged] = judges.get(judged, 0) + 1
-    cell = next(iter(judges))[:2]
+    if not judges:
+        return "–"
+    most = max(judges.values())
+    cell = next(judged[:2] for judged, count in judges.items() if count == most)  # others may be under way
     counts = [count for judged, count in judges.items() if judged[:2] == cell]
-    return "all" if min(counts) == max(counts) else str(counts.count(max(counts)))
+    return "all" if min(counts) == most else str(counts.count(most))
 
 
 def _setting(runs) -> str:

@@ -39,6 +39,7 @@ PUBLISHED = (
 # factor that depends on the schedule (1.6 for fixed sigma, 2.9 for the linear one at epsilon .5, q = .01, 100
 # steps), so that runs equal by RDP are not equal.  Privacy loss distributions are within half a percent.
 ACCOUNTANT: Literal["pld"] = "pld"
+_DEFAULTS = results.plain(dataclasses.asdict(TrainConfig()))
 SELECTION_SEED = 1000  # first of those of the runs that choose a learning rate: none of these is reported
 
 
@@ -240,7 +241,8 @@ class Workshop:
         wanted = results.plain(dataclasses.asdict(settings(self.name, self.setup, trial)))
         if path.exists():
             found = results.read(path)
-            if found.get("settings") == wanted:
+            # An option that the file does not know had its default.
+            if "settings" in found and {**_DEFAULTS, **found["settings"]} == wanted:
                 return found
         result = self.train(trial)
         record = recording.train_record(result, variant=trial.variant)
