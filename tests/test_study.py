@@ -1,6 +1,7 @@
 """The study: what it trains, that it goes on where it was killed, and what it makes of its records."""
 
 import dataclasses
+import json
 import os
 import pathlib
 import re
@@ -86,6 +87,24 @@ def test_validation_examples_are_not_trained_on_nor_tested(trained):
     assert not rows & {array.tobytes() for array in np.asarray(smaller.test_x)}
 
 
+def test_a_record_from_before_an_option_existed_is_kept(trained, monkeypatch):
+    folder, _ = trained
+    workshop = next(iter(trials.workshops(TINY, folder)))
+    path = next(iter(sorted(workshop.folder.glob("train-fixed-*"))))
+    record = json.loads(path.read_text())
+    trial = trials.Trial(
+        variant="fixed", epsilon=record["settings"]["target_epsilon"],
+        learning_rate=record["settings"]["learning_rate"], seed=record["seed"],
+    )  # fmt: skip
+    monkeypatch.setattr(workshop, "train", lambda trial: pytest.fail("trained again"))
+    del record["settings"]["ema_decay"]
+    monkeypatch.setattr(trials.results, "read", lambda path: record)
+    assert workshop.record(trial) is record
+    record["settings"]["steps"] += 1
+    with pytest.raises(pytest.fail.Exception):
+        workshop.record(trial)
+
+
 def test_killed_it_goes_on(tmp_path):
     command = [
         *(sys.executable, "-m", "jaxdp.cli", "study", "run", "--data", "breast_cancer", "--steps", "20"),
@@ -160,6 +179,9 @@ def test_of_the_learning_rates_the_best_are_judged_again(trained, monkeypatch):
     assert trials.choose(workshop, "fixed", 1.0) == 0.2
     assert len(rows) == 3 + 2 * 2
     assert findings.chosen_rates(rows) == {("fixed", 1.0): 0.2}
+    under_way = [_row("linear", SELECTION_SEED, 0.0, rate) for rate in judged]
+    assert page._finalists(under_way + rows) == "2" and page._finalists(under_way) == "all"
+    assert page._finalists([_row("fixed", 0, 0.9)]) == "–"
 
 
 def test_differences_are_paired_by_seed():
