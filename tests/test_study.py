@@ -268,6 +268,12 @@ def test_images_are_attacked_behind_noise_of_one_common_factor(tmp_path):
     assert "Images behind noise scaled down, late in the run" in text
 
 
+def test_a_side_is_named_only_with_the_mean_on_it():
+    assert findings._sign(9, 1, 20, 0.01) and findings._sign(9, 1, 20, -0.06) is None
+    assert findings._sign(0, 8, 84, -0.01) is False and findings._sign(0, 8, 84, 0.01) is None
+    assert findings._sign(2, 0, 120, 0.1) is None and findings._sign(5, 3, 20, 0.1) is None
+
+
 def test_reconstructions_are_compared_by_image():
     def row(variant, errors):
         return {

@@ -97,30 +97,31 @@ def claims(runs, attacks, published: Sequence[Row]) -> list[Claim]:
         better, worse, open_ = (len(v[kind]) for kind in ("better", "worse", "undecided"))
         every = [d.estimate for kind in v.values() for *_, d in kind]
         if every:
-            each = "; ".join(_of_data_set(v, name) for name in runs)
+            studied = [name for name in runs if any(data == name for kind in v.values() for data, *_ in kind)]
+            each = "; ".join(_of_data_set(v, name) for name in studied)
             text = (
                 f"Accuracy of {words} against fixed parameters: better in {better} of {len(every)} "
                 f"comparisons of data set, variant and epsilon, worse in {worse}, undecided in {open_}; "
                 f"mean difference {100 * np.mean(every):+.2f} points. By data set, better / worse / "
                 f"undecided, mean: {each}."
             )
-            made.append(Claim(_sign(better, worse, len(every)), text))
+            made.append(Claim(_sign(better, worse, len(every), np.mean(every)), text))
     return made + _of_adversary(attacks) + _of_published(published)
 
 
 def _of_data_set(found: Mapping[str, list], name: str) -> str:
     own = {kind: [d.estimate for data, *_, d in rows if data == name] for kind, rows in found.items()}
-    mean = np.mean([value for values in own.values() for value in values] or [np.nan])
+    mean = np.mean([value for values in own.values() for value in values])
     counts = " / ".join(str(len(own[kind])) for kind in ("better", "worse", "undecided"))
     return f"{name} {counts}, {100 * mean:+.1f}"
 
 
-def _sign(for_: int, against: int, of: int) -> bool | None:
-    """Decided where one side has twice the other, more than one, and more than chance (one in forty)."""
+def _sign(for_: int, against: int, of: int, gain: float) -> bool | None:
+    """Decided where a side has twice the other, more than one, more than chance (1 in 40), and the mean."""
     least = max(1, of / 40)
-    if for_ > least and for_ >= 2 * against:
+    if for_ > least and for_ >= 2 * against and gain > 0:
         return True
-    return False if against > least and against >= 2 * for_ else None
+    return False if against > least and against >= 2 * for_ and gain < 0 else None
 
 
 def share(row: Row) -> Interval:
@@ -181,7 +182,7 @@ def _images_compared(rows: Sequence[Row], stage: str | None) -> Claim | None:
         f"farther from the truth than from the fixed one in {farther} of {len(gains)} comparisons (paired by "
         f"gradient), closer in {closer}; mean difference in RMSE {np.mean([g.estimate for g in gains]):+.3f}."
     )
-    return Claim(_sign(farther, closer, len(gains)), text)
+    return Claim(_sign(farther, closer, len(gains), np.mean([g.estimate for g in gains])), text)
 
 
 def _compared(rows: Sequence[Row], what: str) -> Claim | None:
@@ -196,7 +197,7 @@ def _compared(rows: Sequence[Row], what: str) -> Claim | None:
         f"{len(pairs)} comparisons, higher in {more}, intervals overlap in {len(pairs) - less - more}; "
         f"mean {own:.1f} % against {other:.1f} %."
     )
-    return Claim(_sign(less, more, len(pairs)), text)
+    return Claim(_sign(less, more, len(pairs), other - own), text)
 
 
 def _of_published(published: Sequence[Row]) -> list[Claim]:

@@ -98,7 +98,7 @@ def _says(made: Sequence[Claim]) -> str:
         "## What the records say\n\n`Better`, `lower` and their opposites: the interval of the paired "
         "difference excludes 0, or the two intervals are disjoint. They are not corrected for the number "
         "of comparisons, one in forty of which falls on either side by chance. A side is named where it "
-        "has twice as many as the other, more than one, and more than one in forty.\n"
+        "has twice as many as the other, more than one, more than one in forty, and the mean on its side.\n"
     ]
     for supports, title in titles.items():
         lines = "".join(f"- {claim.sentence}\n" for claim in made if claim.supports is supports)
