@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import tyro
 
-from jaxdp import __version__
+from jaxdp import __version__, malloc
 
 COMMANDS = {
     "train": "train a model with fixed, dynamic or no privacy parameters",
@@ -67,6 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         print(f"jaxdp: command={name!r}: unknown; choose from {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
+    malloc.keep_freed_memory()
     command = importlib.import_module(f"jaxdp.commands.{name}")
     try:
         return command.run(_parsed(command, name, rest)) or 0

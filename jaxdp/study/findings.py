@@ -105,7 +105,7 @@ def claims(runs, attacks, published: Sequence[Row]) -> list[Claim]:
                 f"mean difference {100 * np.mean(every):+.2f} points. By data set, better / worse / "
                 f"undecided, mean: {each}."
             )
-            made.append(Claim(_sign(better, worse, len(every), np.mean(every)), text))
+            made.append(Claim(_sign(better, worse, len(every), float(np.mean(every))), text))
     return made + _of_adversary(attacks) + _of_published(published)
 
 
@@ -182,7 +182,7 @@ def _images_compared(rows: Sequence[Row], stage: str | None) -> Claim | None:
         f"farther from the truth than from the fixed one in {farther} of {len(gains)} comparisons (paired by "
         f"gradient), closer in {closer}; mean difference in RMSE {np.mean([g.estimate for g in gains]):+.3f}."
     )
-    return Claim(_sign(farther, closer, len(gains), np.mean([g.estimate for g in gains])), text)
+    return Claim(_sign(farther, closer, len(gains), float(np.mean([g.estimate for g in gains]))), text)
 
 
 def _compared(rows: Sequence[Row], what: str) -> Claim | None:
@@ -197,7 +197,7 @@ def _compared(rows: Sequence[Row], what: str) -> Claim | None:
         f"{len(pairs)} comparisons, higher in {more}, intervals overlap in {len(pairs) - less - more}; "
         f"mean {own:.1f} % against {other:.1f} %."
     )
-    return Claim(_sign(less, more, len(pairs), other - own), text)
+    return Claim(_sign(less, more, len(pairs), float(other - own)), text)
 
 
 def _of_published(published: Sequence[Row]) -> list[Claim]:
