@@ -15,9 +15,10 @@ import time
 import dp_accounting as dp
 import numpy as np
 
-from jaxdp import accounting, calibration, pld, rdp, reconstruction
-from jaxdp.ledger import Sampling
-from jaxdp.pld import Steps
+from jaxdp import accounting, calibration
+from jaxdp.accounting import pld, rdp, reconstruction
+from jaxdp.accounting.ledger import Sampling
+from jaxdp.accounting.pld import Steps
 
 RECORD = pathlib.Path(__file__).parent / "records" / "accounting.json"
 RATES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.05, 0.1, 0.3, 0.5, 0.7, 0.9, 0.99, 1.0)

@@ -28,10 +28,11 @@ import jax
 import numpy as np
 
 from benchmarks import timing
-from jaxdp import accounting, data, runs
+from jaxdp import accounting, data
 from jaxdp.data import Dataset
-from jaxdp.runs import TrainResult
-from jaxdp.train_config import TrainConfig
+from jaxdp.training import run as runs
+from jaxdp.training.config import TrainConfig
+from jaxdp.training.run import TrainResult
 
 EPSILON, DELTA = 3.0, 1e-5
 DATA = ("mnist", "fashion_mnist")

@@ -18,10 +18,13 @@ import numpy as np
 import optax
 
 from benchmarks import forecasts
-from jaxdp import convolution, data, models, results
-from jaxdp.attacks import Attack, Leak, evaluation, public_knowledge
+from jaxdp import atomic, data, models
+from jaxdp import records as results
+from jaxdp.attacks import Attack, Leak, public_knowledge
+from jaxdp.attacks import judge as evaluation
 from jaxdp.attacks.portfolio import PLAIN, POSTERIOR, RELU, SIGNAL, SMOOTH
-from jaxdp.attacks.sweep import Model, trajectory
+from jaxdp.gradients import convolution
+from jaxdp.laboratory.leakage.sweep import Model, trajectory
 
 RECORDS = pathlib.Path(__file__).parent / "records"
 COSINE = Attack(objective="cosine", labels="column_norm", start="constant", iterations=600)
@@ -279,7 +282,7 @@ def main(arguments: list[str] | None = None) -> None:
     for name in names:
         document = {"table": name, "environment": results.environment(), "rows": TABLES[name]()}
         content = json.dumps(results.plain(document), indent=1, allow_nan=False)
-        results.write_text(RECORDS / f"attacks_{name}.json", content + "\n")
+        atomic.write_text(RECORDS / f"attacks_{name}.json", content + "\n")
 
 
 if __name__ == "__main__":

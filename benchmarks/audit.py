@@ -4,8 +4,8 @@ import argparse
 import pathlib
 import tempfile
 
-from jaxdp import results
-from jaxdp.commands import audit
+from jaxdp import atomic
+from jaxdp.laboratory.audit import command as audit
 
 RECORD = pathlib.Path(__file__).parent / "records" / "audit.json"
 
@@ -16,7 +16,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         audit.run(audit.Config(output=pathlib.Path(folder)))
         (record,) = pathlib.Path(folder).glob("*.json")
-        results.write_text(RECORD, record.read_text(encoding="utf-8"))
+        atomic.write_text(RECORD, record.read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

@@ -11,8 +11,9 @@ import numpy as np
 
 from benchmarks import networks, timing, variants
 from benchmarks.step import Carried
-from jaxdp import data, schedules, training
-from jaxdp.train_config import TrainConfig
+from jaxdp import data, schedules
+from jaxdp.training import program as training
+from jaxdp.training.config import TrainConfig
 
 NAMES = ("fixed", *schedules.DYNAMIC)
 LOOP_STEPS = 200

@@ -4,11 +4,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdp import data, models, reconstruction, schedules
-from jaxdp.attacks import Leak, evaluation, forecast, hypotheses, public_knowledge
+from jaxdp import data, models, schedules
+from jaxdp.accounting import reconstruction
+from jaxdp.attacks import Leak, public_knowledge
+from jaxdp.attacks import candidates as hypotheses
+from jaxdp.attacks import judge as evaluation
 from jaxdp.attacks.portfolio import POSTERIOR
-from jaxdp.attacks.sweep import Model
-from jaxdp.metrics import success_rate
+from jaxdp.intervals import success_rate
+from jaxdp.laboratory.leakage import forecast
+from jaxdp.laboratory.leakage.sweep import Model
 
 _STEPS, _TRIALS, _CANDIDATES = 100, 20_000, 10
 

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks.timing import RECORDS
-from jaxdp import results
-from jaxdp.tables import markdown as _table
+from jaxdp import atomic
+from jaxdp.laboratory.report.tables import markdown as _table
 
 README = pathlib.Path(__file__).parent / "README.md"
 HEAD = """# Benchmarks
@@ -297,7 +297,7 @@ def render(records: pathlib.Path = RECORDS) -> str:
 
 def main() -> None:
     """Writes the page."""
-    results.write_text(README, render())
+    atomic.write_text(README, render())
     print(README)
 
 

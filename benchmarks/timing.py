@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from benchmarks import malloc
-from jaxdp import results
+from jaxdp import atomic
 
 LEAST_SECONDS, MOST_RUNS = 0.02, 20  # of what is timed at once
 RECORDS = pathlib.Path(__file__).parent / "records"
@@ -53,7 +53,7 @@ def write(name: str, rows: list[dict], **more: Any) -> pathlib.Path:
     """Writes `records/NAME.json` in one go."""
     path = RECORDS / f"{name}.json"
     text = json.dumps({"environment": environment(), **more, "records": rows}, indent=1)
-    results.write_text(path, text + "\n")
+    atomic.write_text(path, text + "\n")
     return path
 
 

@@ -12,8 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxdp import clipping, convolution, gradients, microbatches, models, schedules
-from jaxdp.privatize import clipped_gradients, privatize
+from jaxdp import clipping, gradients, models, schedules
+from jaxdp._privatize import privatize
+from jaxdp.clipping import clipped_gradients
+from jaxdp.gradients import convolution, microbatches
 
 LEARNING_RATE, L2_NORM_CLIP, SIGMA, RUN_STEPS = 0.05, 4.0, 6.0, 10_000
 

@@ -16,8 +16,8 @@ from jaxdp import clipping as clipping
 from jaxdp import gradients as gradients
 from jaxdp import sampling as sampling
 from jaxdp import schedules as schedules
+from jaxdp._privatize import privatize as privatize
+from jaxdp.clipping import clipped_gradients as clipped_gradients
 from jaxdp.gradients import per_example as per_example
-from jaxdp.privatize import clipped_gradients as clipped_gradients
-from jaxdp.privatize import privatize as privatize
 
 __version__ = "0.1.0"

@@ -13,11 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdp import accounting, pld, rdp, schedules
-from jaxdp.ledger import Ledger
-from jaxdp.plans import Plan as Plan
-from jaxdp.plans import with_end
-from jaxdp.pld import Steps
+from jaxdp import accounting, schedules
+from jaxdp.accounting import pld, rdp
+from jaxdp.accounting.ledger import Ledger
+from jaxdp.accounting.pld import Steps
+from jaxdp.plan import Plan as Plan
+from jaxdp.plan import with_end
 
 WHAT = ("scale", "steps", "sampling_rate", "end")
 _NODES = 40  # of the interpolation in ln sigma

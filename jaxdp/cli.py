@@ -25,6 +25,14 @@ COMMANDS = {
     "data": "list, prepare and describe data sets",
 }
 
+_MODULES = {  # those of the laboratory stand beside what they do
+    "attack": "jaxdp.laboratory.leakage.command",
+    "audit": "jaxdp.laboratory.audit.command",
+    "compare": "jaxdp.laboratory.comparison.command",
+    "report": "jaxdp.laboratory.report.command",
+    "study": "jaxdp.laboratory.study.command",
+}
+
 
 def _usage() -> str:
     rows = "\n".join(f"  {name:<8} {text}" for name, text in COMMANDS.items())
@@ -68,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"jaxdp: command={name!r}: unknown; choose from {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     malloc.keep_freed_memory()
-    command = importlib.import_module(f"jaxdp.commands.{name}")
+    command = importlib.import_module(_MODULES.get(name, f"jaxdp.commands.{name}"))
     try:
         return command.run(_parsed(command, name, rest)) or 0
     except (ValueError, OSError) as error:

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-from jaxdp.ledger import Sampling
+from jaxdp.accounting.ledger import Sampling
 
 KINDS = ("poisson", "shuffled", "full")
 OVERFLOW_PROBABILITY = 1e-9

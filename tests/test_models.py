@@ -10,7 +10,7 @@ from flax import nnx
 from gradient_oracle import normal
 
 from jaxdp import models
-from jaxdp.train_config import TrainConfig
+from jaxdp.training.config import TrainConfig
 
 SHAPE = (16, 16, 1)
 

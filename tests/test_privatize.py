@@ -9,15 +9,11 @@ from optax import contrib
 from scipy import stats
 
 from jaxdp import clipping, gradients, models, schedules
-from jaxdp.microbatches import ExampleBytes, automatic_size, example_bytes
+from jaxdp._privatize import ClippedSum, entropy_key, privatize
+from jaxdp.clipping import clipped_gradients
+from jaxdp.gradients.microbatches import ExampleBytes, automatic_size, example_bytes
 from jaxdp.noise import noise_like
-from jaxdp.privatize import (
-    ClippedSum,
-    accounted_noise_multipliers,
-    clipped_gradients,
-    entropy_key,
-    privatize,
-)
+from jaxdp.plan import accounted_noise_multipliers
 
 SCHEDULED = ("flat", "automatic", "per_layer", "per_layer_published")
 PARAMS = {"w": jnp.zeros((40, 50)), "b": jnp.zeros(50)}

@@ -8,11 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdp import accounting, clipping, data, recording, runs, training
-from jaxdp.ledger import Sampling
-from jaxdp.privatize import privatize
-from jaxdp.statement import privacy_statement
-from jaxdp.train_config import TrainConfig
+from jaxdp import accounting, clipping, data
+from jaxdp._privatize import privatize
+from jaxdp.accounting.ledger import Sampling
+from jaxdp.accounting.statement import privacy_statement
+from jaxdp.training import program as training
+from jaxdp.training import record as recording
+from jaxdp.training import run as runs
+from jaxdp.training.config import TrainConfig
 
 SETTINGS = dict(delta=1e-5, adjacency="add_or_remove_one")
 CONFIG = TrainConfig(model="logistic", steps=2, noise_seed=1)

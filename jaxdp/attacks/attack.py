@@ -11,13 +11,13 @@ from jaxtyping import Array, Float, Int
 
 from jaxdp.attacks import labels as label_rules
 from jaxdp.attacks import leaks, objectives, priors, starts
-from jaxdp.attacks.adam import adam
 from jaxdp.attacks.inference import head_signal, infer_labels, signal_loss, soft_label_loss
-from jaxdp.attacks.lbfgs import lbfgs
 from jaxdp.attacks.leaks import Leak, Loss
-from jaxdp.attacks.levenberg_marquardt import levenberg_marquardt
 from jaxdp.attacks.smoothing import smoothed
-from jaxdp.attacks.solver import Problem, Solver
+from jaxdp.attacks.solvers.adam import adam
+from jaxdp.attacks.solvers.lbfgs import lbfgs
+from jaxdp.attacks.solvers.levenberg_marquardt import levenberg_marquardt
+from jaxdp.attacks.solvers.problem import Problem, Solver
 
 SOLVERS = ("lbfgs", "adam", "signed_adam", "levenberg_marquardt")
 

@@ -19,12 +19,12 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 from tqdm import tqdm
 
-from jaxdp import convolution
 from jaxdp.attacks import priors
 from jaxdp.attacks.attack import Attack, Inversion, inversion
 from jaxdp.attacks.given import Observation, Public
 from jaxdp.attacks.jobs import CompiledOnce, Queue, split
 from jaxdp.attacks.leaks import Leak, Loss
+from jaxdp.gradients import convolution
 
 _SEGMENT = 25  # ticks between two looks at which lanes are done
 

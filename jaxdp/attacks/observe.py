@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from jaxdp import convolution
 from jaxdp.attacks import leaks
 from jaxdp.attacks.engine import Victims
 from jaxdp.attacks.leaks import Leak, Loss
-from jaxdp.privatize import noise_like
+from jaxdp.gradients import convolution
+from jaxdp.noise import noise_like
 
 
 @functools.lru_cache(maxsize=128)

@@ -14,12 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxdp import convolution
 from jaxdp.attacks import engine, priors
 from jaxdp.attacks.attack import Attack, inversion
 from jaxdp.attacks.engine import Reconstruction, Victims, invert
 from jaxdp.attacks.given import Public
 from jaxdp.attacks.leaks import Leak, Loss
+from jaxdp.gradients import convolution
 
 # Strongest first choices where public inputs are at hand, and without.
 PLAIN = Attack(objective="squared_l2", solver="lbfgs", start="patterned")

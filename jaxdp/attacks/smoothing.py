@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import JaxprEqn, Literal
 
-from jaxdp import jaxprs
+from jaxdp.gradients import jaxprs
 
 
 def _is_relu(equation: JaxprEqn) -> bool:

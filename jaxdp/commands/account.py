@@ -8,9 +8,10 @@ import json
 import math
 from typing import Literal
 
-from jaxdp import accounting, adaptive_clipping, calibration, clipping
-from jaxdp.ledger import Sampling
-from jaxdp.statement import privacy_statement
+from jaxdp import accounting, calibration, clipping
+from jaxdp.accounting.ledger import Sampling
+from jaxdp.accounting.statement import privacy_statement
+from jaxdp.clipping import adaptive as adaptive_clipping
 
 _PER_LAYER_NOMINAL = (
     "The noise multiplier counts one tensor's clip bound C, but every tensor is clipped to the full C: the"
@@ -175,13 +176,13 @@ def answer(config: Config) -> dict:
     if note is not None:
         result["note"] = note
     if config.methods == "all":
-        from jaxdp import composition
+        from jaxdp.accounting import composition
 
         if config.clipping == "l2_max":
             raise ValueError(f"methods={config.methods!r}: l2_max is not private, no method applies")
         result["methods"] = composition.table(ledger, **settings)
     if config.reconstruction:
-        from jaxdp import reconstruction
+        from jaxdp.accounting import reconstruction
 
         result["reconstruction"] = reconstruction.windows(
             ledger, config.prior, adjacency=config.adjacency, length=config.window, tolerance=config.tolerance

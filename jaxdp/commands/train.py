@@ -4,8 +4,10 @@ import dataclasses
 import datetime
 import pathlib
 
-from jaxdp import recording, results, runs
-from jaxdp.train_config import TrainConfig
+from jaxdp import records as results
+from jaxdp.training import record as recording
+from jaxdp.training import run as runs
+from jaxdp.training.config import TrainConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

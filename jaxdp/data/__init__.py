@@ -12,7 +12,7 @@ import importlib
 import pathlib
 
 from jaxdp.data.dataset import SCALINGS, Dataset, resized, standardized, stratified_split
-from jaxdp.data.user_arrays import load_npz
+from jaxdp.data.npz import load_npz
 
 __all__ = [
     "EMBEDDED", "FETCHED", "NAMES", "SCALINGS", "Dataset", "load", "prepare", "resized", "standardized",

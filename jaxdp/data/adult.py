@@ -5,7 +5,7 @@ import pathlib
 
 import numpy as np
 
-from jaxdp.data.originals import Files, Parsed
+from jaxdp.data.parsers import Files, Parsed
 
 _COLUMNS = (
     "age", "workclass", "fnlwgt", "education", "education-num", "marital-status", "occupation",

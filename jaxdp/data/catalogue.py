@@ -5,7 +5,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from jaxdp.data import originals
+from jaxdp.data import parsers as originals
 from jaxdp.data.adult import PREPROCESSING, adult
 
 

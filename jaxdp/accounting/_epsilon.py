@@ -1,0 +1,203 @@
+"""Epsilon of a ledger, at a stated delta, adjacency and accountant."""
+
+import dataclasses
+import functools
+import math
+
+import numpy as np
+from jaxtyping import Float
+
+from jaxdp.accounting import pld, rdp
+from jaxdp.accounting.ledger import Entry, Ledger, epoch_minima
+from jaxdp.accounting.pld import Steps
+
+ADJACENCIES = ("add_or_remove_one", "replace_one", "zero_out")
+ACCOUNTANTS = ("rdp", "pld")
+_REMEMBERED = 2000  # noise multipliers of a run whose divergences are kept
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Epsilon:
+    """An epsilon with all that it needs to mean something.
+
+    Attributes:
+      value: the upper bound: what is claimed.
+      lower: a lower bound on what the composition of the worst-case pairs spends (`pld`); None for `rdp`.
+      delta: the failure probability.
+      accountant: `rdp` or `pld`; `renyi filter` for a run that chose its noise as it went.
+      adjacency: one of `ADJACENCIES`.
+      sampling: in words.
+      ledger: SHA-256 of the ledger that it is of.
+      order: the Renyi order that gave it (`rdp`), or that was fixed in advance (`renyi filter`).
+      nominal: the run is not private; the number reproduces a published claim and bounds nothing.
+    """
+
+    value: float
+    lower: float | None
+    delta: float
+    accountant: str
+    adjacency: str
+    sampling: str
+    ledger: str
+    order: float | None = None
+    nominal: bool = False
+
+    def __str__(self):
+        bracket = "" if self.lower is None else f" (not below {self.lower:.4f})"
+        label = "NOMINAL, not a privacy guarantee: " if self.nominal else ""
+        return (
+            f"{label}epsilon = {self.value:.4f}{bracket} at delta = {self.delta:g}, "
+            f"{self.accountant.upper()}, "
+            f"{self.adjacency}, {self.sampling}"
+        )
+
+
+def validate(delta: float, adjacency: str, accountant: str = "rdp") -> None:
+    """Refuses what no epsilon can be stated for."""
+    if isinstance(delta, bool) or not 0 < delta < 1:
+        raise ValueError(f"delta={delta}: must lie in (0, 1)")
+    if adjacency not in ADJACENCIES:
+        raise ValueError(f"adjacency={adjacency!r}: choose from {', '.join(ADJACENCIES)}")
+    if accountant not in ACCOUNTANTS:
+        raise ValueError(f"accountant={accountant!r}: choose from {', '.join(ACCOUNTANTS)}")
+
+
+def _refuse_adaptive(ledger: Ledger) -> None:
+    if ledger.filter is not None:
+        raise ValueError(
+            "filter: the noise multipliers followed noised outputs, so their sum proves nothing; the claim is "
+            "the filter's (jaxdp.filters.epsilon)"
+        )
+
+
+def _refuse_not_private(ledger: Ledger, nominal: bool) -> None:
+    _refuse_adaptive(ledger)
+    if not ledger.private and not nominal:
+        raise ValueError(
+            f"private=False: no epsilon holds for this run, only a nominal one: {' '.join(ledger.reasons)}"
+        )
+
+
+def _participation(entry: Entry, adjacency: str, window: slice = slice(None)) -> tuple[float, np.ndarray]:
+    """Rate and noise multipliers of the subsampled Gaussian steps that a part of an entry amounts to."""
+    kind = entry.sampling.kind
+    if kind == "without_replacement" and adjacency != "replace_one":
+        raise ValueError(
+            f"adjacency={adjacency!r}: sampling without replacement is accounted under replace_one only"
+        )
+    if kind == "shuffled":
+        if adjacency == "add_or_remove_one":
+            raise ValueError(
+                f"adjacency={adjacency!r}: in shuffled batches an added example displaces others;"
+                " choose zero_out or replace_one"
+            )
+        return 1.0, epoch_minima(entry, window)
+    return entry.sampling.rate, entry.sigmas()[window]
+
+
+def runs(ledger: Ledger, adjacency: str, start: int = 0, stop: int | None = None) -> list[Steps]:
+    """The distinct steps of a ledger, or of its steps `start .. stop - 1`, one `Steps` for each sampling
+    rate.
+
+    Raises:
+      ValueError: a sampling that has no theorem under this adjacency.
+    """
+    _refuse_adaptive(ledger)
+    by_rate: dict[float, list[np.ndarray]] = {}
+    stop = ledger.steps if stop is None else stop
+    for entry in ledger.entries:
+        window = slice(max(start - entry.start, 0), max(min(stop, entry.stop) - entry.start, 0))
+        if window.start < window.stop:
+            rate, sigmas = _participation(entry, adjacency, window)
+            by_rate.setdefault(rate, []).append(sigmas)
+    distinct = {rate: np.unique(np.concatenate(s), return_counts=True) for rate, s in by_rate.items()}
+    return [Steps(rate, sigmas, counts) for rate, (sigmas, counts) in distinct.items()]
+
+
+def divergences(
+    rate: float, sigmas: Float[np.ndarray, " n"], adjacency: str, orders=rdp.ORDERS
+) -> Float[np.ndarray, "n orders"]:
+    """RDP of one step at each noise multiplier under an adjacency; read-only where it is remembered."""
+    if orders is rdp.ORDERS and sigmas.size <= _REMEMBERED:
+        return _remembered_divergences(float(rate), np.asarray(sigmas, float).tobytes(), adjacency)
+    return (rdp.replace_one if adjacency == "replace_one" else rdp.poisson_gaussian)(rate, sigmas, orders)
+
+
+@functools.lru_cache(maxsize=16)
+def _remembered_divergences(rate: float, sigmas: bytes, adjacency: str) -> np.ndarray:
+    """The same run is accounted for again and again: over seeds, for its claim and for its curve."""
+    of_step = rdp.replace_one if adjacency == "replace_one" else rdp.poisson_gaussian
+    table = of_step(rate, np.frombuffer(sigmas), rdp.ORDERS)
+    table.setflags(write=False)
+    return table
+
+
+def _describe(ledger: Ledger) -> str:
+    return "; ".join(dict.fromkeys(str(entry.sampling) for entry in ledger.entries)) or "no step"
+
+
+def epsilon(
+    ledger: Ledger,
+    *,
+    delta: float,
+    adjacency: str,
+    accountant: str = "pld",
+    tolerance: float = pld.TOLERANCE,
+    nominal: bool = False,
+) -> Epsilon:
+    """Epsilon at delta of the steps in a ledger.
+
+    Args:
+      ledger: what was done, or is planned.
+      delta: in (0, 1).
+      adjacency: one of `ADJACENCIES`.
+      accountant: `rdp`, or `pld`: tighter, with a lower bound.  Where delta is below what the rounding of a
+        long composition is charged (2e-16 a step), `pld` has no upper bound of its own and gives that of RDP.
+      tolerance: relative width of the bracket of `pld`.
+      nominal: give the number that the noise multipliers would mean for a run that is not private, labelled
+        so.
+
+    Raises:
+      ValueError: a run that is not private, or a combination without a theorem.
+
+    Formal guarantee: unless nominal, the run is (value, delta)-differentially private for one example under
+    the adjacency, if its noise multipliers and sampling are what the ledger says.
+    """
+    validate(delta, adjacency, accountant)
+    _refuse_not_private(ledger, nominal)
+    if not tolerance > 0:
+        raise ValueError(f"tolerance={tolerance}: must be > 0")
+    steps = runs(ledger, adjacency)
+    common = dict(
+        delta=delta,
+        accountant=accountant,
+        adjacency=adjacency,
+        sampling=_describe(ledger),
+        ledger=ledger.sha256,
+        nominal=not ledger.private,
+    )
+    if accountant == "rdp":
+        value, order = _renyi(steps, delta, adjacency)
+        return Epsilon(value=value, lower=None, order=order, **common)
+    fixed_size = all(entry.sampling.kind == "without_replacement" for entry in ledger.entries)
+    bounds = pld.bounds(
+        steps, delta, replace=adjacency == "replace_one", fixed_size=fixed_size, tolerance=tolerance
+    )
+    upper = bounds.upper if math.isfinite(bounds.upper) else _renyi(steps, delta, adjacency)[0]
+    return Epsilon(value=upper, lower=min(bounds.lower, upper), **common)
+
+
+def _renyi(steps: list[Steps], delta: float, adjacency: str) -> tuple[float, float]:
+    """Epsilon by RDP and its order."""
+    total = np.zeros(rdp.ORDERS.size)
+    for run in steps:
+        total += run.counts @ divergences(run.sampling_rate, run.noise_multipliers, adjacency)
+    value, order = rdp.epsilon(total, delta)
+    return float(value), float(order)
+
+
+def equivalent_noise_multiplier(ledger: Ledger) -> float:
+    """The root-mean-square rule (mean sigma^-2)^(-1/2): the constant that spends about the same."""
+    with np.errstate(divide="ignore"):
+        mean = np.mean(ledger.sigmas() ** -2.0)
+    return math.inf if mean == 0 else float(mean**-0.5)

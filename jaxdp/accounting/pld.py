@@ -1,0 +1,278 @@
+"""Upper and lower bounds on epsilon from privacy loss distributions, for schedules of any length.
+
+Distinct noise multipliers are sorted and grouped.  A group counted with its smallest value, each step's loss
+discretised pessimistically, bounds epsilon from above; counted with its largest, and tested by an event of
+the rounded loss, from below (more noise is post-processing, so a step with the larger value is less
+informative). Groups and grid are refined until the two agree.  What is claimed is the upper bound.
+
+`dp_accounting`'s distributions are the reference these are tested against; its optimistic estimate, though,
+loses half an interval a step (0.05 of 0.60 at an interval of 1e-5 and 10,000 steps), so it cannot close a
+bracket. Without sampling everything is one Gaussian and both bounds are exact (Balle & Wang, arXiv
+1805.06530).
+"""
+
+import bisect
+import math
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from scipy import special
+
+from jaxdp.accounting import privacy_loss
+from jaxdp.accounting.privacy_loss import Pair, Pmf
+
+TOLERANCE = 0.005
+_ROUNDING = 2e-16  # of the transform, a step, charged to delta
+_REFINEMENTS = 6
+_FINEST = 2**19  # grid points for the loss of one step
+
+
+class Steps(NamedTuple):
+    """Distinct steps: noise multipliers with how often each occurs, at one sampling rate.
+
+    Attributes:
+      sampling_rate: q.
+      noise_multipliers: distinct, ascending.
+      counts: occurrences.
+    """
+
+    sampling_rate: float
+    noise_multipliers: np.ndarray
+    counts: np.ndarray
+
+
+class Bounds(NamedTuple):
+    """Epsilon between `lower` and `upper` at delta; `groups` is the largest number of distinct steps
+    composed.
+    """
+
+    upper: float
+    lower: float
+    groups: int
+
+
+class Divergence(NamedTuple):
+    """An upper bound on delta(epsilon) of a composition, as composed pessimistic losses, one for each
+    direction.
+    """
+
+    pmfs: tuple[Pmf, ...]
+    interval: float
+    charge: float  # of truncation and rounding
+
+    def delta(self, epsilon: float) -> float:
+        """The largest delta over the directions, never above one."""
+        return min(1.0, max(_delta(pmf, self.interval, epsilon) for pmf in self.pmfs) + self.charge)
+
+    def epsilon(self, delta: float) -> float:
+        """The smallest epsilon >= 0 with delta(epsilon) <= delta; inf where there is none."""
+        return max(_epsilon(pmf, self.interval, delta - self.charge) for pmf in self.pmfs)
+
+
+def gaussian_delta(mu: float, epsilon: Float[np.ndarray, "..."] | float):
+    """delta(epsilon) of N(mu, 1) against N(0, 1)."""
+    epsilon = np.asarray(epsilon, float)
+    if mu == 0:
+        return np.maximum(0.0, -np.expm1(epsilon))
+    tail = np.exp(epsilon + special.log_ndtr(-mu / 2 - epsilon / mu))
+    return np.maximum(special.ndtr(mu / 2 - epsilon / mu) - tail, 0.0)
+
+
+def gaussian_epsilon(mu: float, delta: float) -> float:
+    """Epsilon at delta of any number of Gaussian steps without sampling, mu^2 the sum of their 1 /
+    sigma^2.
+    """
+    if mu == 0 or gaussian_delta(mu, 0.0) <= delta:
+        return 0.0
+    if not math.isfinite(mu):
+        return math.inf
+    low, high = 0.0, mu * (mu / 2 + 40)
+    for _ in range(200):
+        middle = (low + high) / 2
+        low, high = (middle, high) if gaussian_delta(mu, middle) > delta else (low, middle)
+        if high - low <= 1e-14 * high:
+            break
+    return high
+
+
+def _delta(pmf: Pmf, interval: float, epsilon: float) -> float:
+    k = max(0, math.floor(epsilon / interval) + 1 - pmf.start)
+    losses = (pmf.start + np.arange(k, pmf.probabilities.size)) * interval
+    return float(pmf.infinite - np.expm1(np.minimum(epsilon - losses, 0)) @ pmf.probabilities[k:])
+
+
+def _epsilon(pmf: Pmf, interval: float, delta: float) -> float:
+    if pmf.infinite >= delta:
+        return math.inf
+    if _delta(pmf, interval, 0.0) <= delta:
+        return 0.0
+    low, high = max(pmf.start, 0), pmf.start + pmf.probabilities.size
+    while high - low > 1:  # delta(low) > delta >= delta(high)
+        middle = (low + high) // 2
+        low, high = (middle, high) if _delta(pmf, interval, middle * interval) > delta else (low, middle)
+    # Between grid points delta(epsilon) is linear in e^epsilon.
+    tail = pmf.probabilities[high - pmf.start :]
+    above = pmf.infinite + tail.sum() - delta
+    weighted = np.exp(-np.arange(tail.size) * interval) @ tail
+    return (
+        high * interval + min(0.0, math.log(above / weighted))
+        if above > 0 and weighted > 0
+        else high * interval
+    )
+
+
+def _groups(steps: Steps, allowed: float) -> list[slice]:
+    """Consecutive noise multipliers together, so that taking each group's smallest adds at most the share
+    `allowed` to the sum of squared losses."""
+    cost = np.expm1(np.minimum(steps.noise_multipliers**-2.0, 50.0))
+    number = np.concatenate(([0], np.cumsum(steps.counts)))
+    total = np.concatenate(([0], np.cumsum(cost * steps.counts)))
+    budget = allowed * total[-1]
+    each = budget / 4
+    while True:
+        groups, error, first = [], 0.0, 0
+        while first < cost.size:
+
+            def added(stop, first=first):
+                return cost[first] * (number[stop] - number[first]) - (total[stop] - total[first])
+
+            stop = bisect.bisect_right(range(cost.size + 1), each, lo=first + 1, key=added) - 1
+            stop = max(stop, first + 1)
+            groups.append(slice(first, stop))
+            error, first = error + added(stop), stop
+        if error <= budget or len(groups) == cost.size:
+            return groups
+        each *= 0.7
+
+
+def _kinds(replace: bool) -> tuple[str, ...]:
+    return ("replace",) if replace else ("remove", "add")
+
+
+def _interval(runs: list[Steps], shift: float, tolerance: float) -> float:
+    """A grid fine enough that discretising adds about tolerance / 5 to the variance of the loss."""
+    square, count = 0.0, 0
+    for run in runs:
+        chosen = np.unique(np.linspace(0, run.counts.size - 1, 33).astype(int))
+        sizes = [
+            privacy_loss.mean_square_loss(Pair("remove", run.sampling_rate, shift / s))
+            for s in run.noise_multipliers[chosen]
+        ]
+        square += float(np.interp(np.arange(run.counts.size), chosen, sizes) @ run.counts)
+        count += int(run.counts.sum())
+    widest = max(
+        np.ptp(privacy_loss.loss_range(Pair("remove", r.sampling_rate, shift / r.noise_multipliers[0])))
+        for r in runs
+    )
+    return max(math.sqrt(square / count) * math.sqrt(1.2 * tolerance), float(widest) / _FINEST)
+
+
+def divergence(runs: list[Steps], *, replace: bool, tolerance: float = TOLERANCE, kinds=None) -> Divergence:
+    """The upper bound on delta(epsilon), for all epsilon, of a composition of subsampled Gaussian steps.
+
+    Args:
+      runs: the steps, one entry for each sampling rate; rates and noise multipliers > 0.
+      replace: replace-one adjacency (sensitivity 2) instead of add/remove-one or zero-out.
+      tolerance: about the relative error of epsilon.
+      kinds: the directions to bound; all by default.
+    """
+    shift = 2.0 if replace else 1.0
+    interval = _interval(runs, shift, tolerance)
+    composed, counts = [], []
+    for kind in kinds or _kinds(replace):
+        pmfs, counts = [], []
+        for run in runs:
+            for group in _groups(run, 0.7 * tolerance):
+                smallest = run.noise_multipliers[group.start]
+                pmfs.append(
+                    privacy_loss.pessimistic(Pair(kind, run.sampling_rate, shift / smallest), interval)
+                )
+                counts.append(int(run.counts[group].sum()))
+        composed.append(privacy_loss.compose(pmfs, np.array(counts), interval))
+    return Divergence(tuple(composed), interval, 2 * privacy_loss.TAIL + _ROUNDING * sum(counts))
+
+
+def _upper(runs: list[Steps], delta: float, replace: bool, tolerance: float) -> float:
+    """Epsilon over all directions; the direction that is seldom the larger is first bounded roughly."""
+    first, *others = _kinds(replace)
+    upper = divergence(runs, replace=replace, tolerance=tolerance, kinds=(first,)).epsilon(delta)
+    for kind in others:
+        for fineness in (6 * tolerance, tolerance):
+            other = divergence(runs, replace=replace, tolerance=fineness, kinds=(kind,)).epsilon(delta)
+            if other <= upper:
+                break
+        upper = max(upper, other)
+    return upper
+
+
+def _lower(runs: list[Steps], pair: Pair, delta: float, tolerance: float, near: float) -> float:
+    """A lower bound on epsilon: the best event {sum of rounded losses >= w}."""
+    interval = _interval(runs, pair.shift, tolerance)
+    under_p, under_q, counts, log_total = [], [], [], 0.0
+    for run in runs:
+        for group in _groups(run, 0.7 * tolerance):
+            largest = run.noise_multipliers[group.stop - 1]
+            step = pair._replace(q=run.sampling_rate, shift=pair.shift / largest)
+            p, q, log_step = privacy_loss.rounded(step, interval)
+            count = int(run.counts[group].sum())
+            under_p.append(p), under_q.append(q), counts.append(count)
+            log_total += count * log_step
+    p = privacy_loss.compose(under_p, np.array(counts), interval)
+    q = privacy_loss.compose(under_q, np.array(counts), interval)
+    charge = 2 * privacy_loss.TAIL + _ROUNDING * sum(counts)
+    tail_p = np.cumsum(p.probabilities[::-1])[::-1] - charge - delta
+    losses = (q.start + np.arange(q.probabilities.size)) * interval
+    weights = np.exp(np.clip(log_total - (losses - near), -700, 700))
+    tail_q = np.cumsum((q.probabilities * weights)[::-1])[::-1] + charge * weights
+    start, stop = max(p.start, q.start), min(p.start + tail_p.size, q.start + tail_q.size)
+    tail_p, tail_q = tail_p[start - p.start : stop - p.start], tail_q[start - q.start : stop - q.start]
+    useful = (tail_p > 0) & (tail_q > 0) & np.isfinite(tail_q)
+    if not useful.any():
+        return 0.0
+    return max(0.0, near + float(np.log(tail_p[useful] / tail_q[useful]).max()))
+
+
+def bounds(
+    runs: list[Steps], delta: float, *, replace: bool, fixed_size: bool = False, tolerance: float = TOLERANCE
+) -> Bounds:
+    """Epsilon at delta of a composition of subsampled Gaussian steps, from both sides.
+
+    Args:
+      runs: the steps, one entry for each sampling rate.
+      delta: in (0, 1).
+      replace: replace-one adjacency.
+      fixed_size: sampling without replacement (replace-one only), else Poisson.
+      tolerance: refine until upper - lower <= tolerance x upper.  Under replace-one the gap stays larger:
+        the proved upper bound is not attained by the known worst case.
+
+    Formal guarantee: the composition is (upper, delta)-differentially private, up to the rounding of float64
+    inside the normal distribution function; it is not (epsilon, delta)-differentially private for any
+    epsilon < lower.
+    """
+    runs = [r for r in runs if r.sampling_rate > 0 and r.counts.size]
+    if not runs:
+        return Bounds(0.0, 0.0, 0)
+    if any(r.noise_multipliers[0] == 0 for r in runs):
+        return Bounds(math.inf, math.inf, 0)
+    shift = 2.0 if replace else 1.0
+    if all(r.sampling_rate == 1 for r in runs):
+        exact = gaussian_epsilon(
+            shift * math.sqrt(sum(float(r.counts @ r.noise_multipliers**-2.0) for r in runs)), delta
+        )
+        return Bounds(exact, exact, sum(r.counts.size for r in runs))
+    pair = Pair(
+        "remove" if fixed_size or not replace else "antipodal",
+        1.0,
+        shift if fixed_size or not replace else 1.0,
+    )
+    upper, lower, target, groups = math.inf, 0.0, tolerance, 0
+    for _ in range(_REFINEMENTS):
+        previous, upper = upper, min(upper, _upper(runs, delta, replace, target))
+        groups = sum(len(_groups(r, 0.7 * target)) for r in runs)
+        lower = max(lower, _lower(runs, pair, delta, target, upper if math.isfinite(upper) else 1.0))
+        settled = replace and previous - upper <= tolerance / 4 * upper
+        if upper - lower <= tolerance * upper or settled or upper == 0:
+            break
+        target /= 2
+    return Bounds(upper, min(lower, upper), groups)

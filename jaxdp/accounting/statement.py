@@ -1,0 +1,186 @@
+"""What a run's privacy is, in words that can be held against it, and as data."""
+
+import dataclasses
+
+from jaxdp.accounting._epsilon import Epsilon
+from jaxdp.accounting.ledger import Filter, Ledger
+
+ADJACENCY_IN_WORDS = {
+    "add_or_remove_one": "data sets that differ in one example more or less",
+    "replace_one": "data sets of the same size that differ in one example, exchanged for any other",
+    "zero_out": "data sets that differ in one example, whose part in every sum (the gradient, and a count "
+    "where there is one) is replaced by zero",
+}
+_SAMPLING_ASSUMED = {
+    "poisson": "each example was drawn for each step on its own, with the stated probability, and the "
+    "draws are secret",
+    "without_replacement": "each batch was drawn uniformly without replacement, afresh and in secret",
+    "shuffled": "an example takes part in at most one step of an epoch; the order may be known",
+    "full": "every example takes part in every step",
+}
+DISCLOSURES = {
+    "loss_logged": "The exact training loss was logged: it is computed from the examples without noise, "
+    "and whoever sees it"
+    " has more than epsilon covers.",
+    "clipping_logged": "Exact norms or the share of clipped examples were logged: they are computed "
+    "from the examples without"
+    " noise, and whoever sees them has more than epsilon covers.",
+    "preprocessed_on_private_data": "The data were prepared with numbers computed exactly from the training "
+    "data (see Data): no epsilon covers what they tell.",
+    "chosen_on_private_data": "Decisions during the run (a schedule driven by validation, early "
+    "stopping, model choice) used"
+    " private data without noise: the run as a whole is not private.",
+}
+# What the mechanism's own name does not say, and a reader may take for granted.
+_OF_MECHANISM = {
+    "per_layer_published": "Every tensor was clipped to the full C: the sensitivity of the whole gradient is C "
+    "sqrt(layers), and epsilon is for the effective noise multiplier sigma / sqrt(layers), not for sigma.",
+}
+_NOT_COVERED = (
+    "Floating-point noise: the Gaussian of the proof is real-valued, the one drawn has finite precision "
+    "(Mironov 2012).",
+    "Hyper-parameters, schedules and the number of steps chosen by looking at results on the same data.",
+    "Evaluation data: examples used to report accuracy are not protected by this epsilon.",
+    "Observers of a single batch who know that an example is in it: they get no amplification by sampling.",
+    "A leak before the noise is added (per-example or unnoised gradients): no parameter of the "
+    "mechanism protects it.",
+    "People who contributed several examples: the unit is one example.",
+    "Exact counts that the program shows its operator (gradients that were not finite, examples in a batch): "
+    "keep them as private as the data.",
+    "Which examples were set aside for testing: neighbours are training splits, whatever split them.",
+    "The number of examples: it is taken as public, since sums are divided by a number made from it.",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Statement:
+    """The privacy of a run.
+
+    Attributes:
+      private: whether the epsilon is a guarantee.
+      epsilon: the number with its settings; None where none may be stated.
+      mechanism, sampling: of each stretch of the run.
+      unit: what is protected.
+      assumptions: what has to be true for it.
+      warnings: what weakens it in this run.
+      not_covered: what it says nothing about.
+    """
+
+    private: bool
+    epsilon: Epsilon | None
+    mechanism: tuple[str, ...]
+    sampling: tuple[str, ...]
+    unit: str
+    assumptions: tuple[str, ...]
+    warnings: tuple[str, ...]
+    not_covered: tuple[str, ...]
+
+    def to_dict(self) -> dict:
+        """The statement as what JSON can hold."""
+        record = dataclasses.asdict(self)
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in record.items()}
+
+    def __str__(self):
+        if self.epsilon is None:
+            claim = "NOT PRIVATE: no epsilon holds."
+        elif self.private:
+            claim = f"For one example, {self.epsilon}."
+        else:
+            claim = f"NOT PRIVATE. {self.epsilon}."
+        lines = ["Privacy statement", f"  {claim}"]
+        if self.epsilon is not None:
+            lines.append(f"  Neighbours: {ADJACENCY_IN_WORDS[self.epsilon.adjacency]}.")
+        lines += [f"  Mechanism: {m}." for m in self.mechanism] + [f"  Sampling: {s}." for s in self.sampling]
+        for title, sentences in (
+            ("Warnings", self.warnings), ("Assumed", self.assumptions), ("Not covered", self.not_covered)
+        ):  # fmt: skip
+            lines += [f"  {title}:"] * bool(sentences) + [f"    - {sentence}" for sentence in sentences]
+        return "\n".join(lines)
+
+
+def privacy_statement(
+    ledger: Ledger, epsilon: Epsilon | None = None, *, disclosed: tuple[str, ...] = ()
+) -> Statement:
+    """The statement for a run.
+
+    Args:
+      ledger: what was done.
+      epsilon: of `accounting.epsilon` for this ledger; a nominal one, or None, if it is not private.
+      disclosed: what else got out, keys of `DISCLOSURES`; `chosen_on_private_data` makes the run not private.
+
+    Raises:
+      ValueError: an epsilon claimed for a run that is not private or of another ledger, none for one that is
+        private, or an unknown disclosure.
+    """
+    for name in disclosed:
+        if name not in DISCLOSURES:
+            raise ValueError(f"disclosed={name!r}: choose from {', '.join(DISCLOSURES)}")
+    undone = "chosen_on_private_data" in disclosed
+    private = ledger.private and not undone
+    if ledger.private and epsilon is None and not undone:
+        raise ValueError("epsilon=None: a private run is stated with its epsilon")
+    if epsilon is not None and (epsilon.accountant == "renyi filter") != (ledger.filter is not None):
+        raise ValueError(
+            f"accountant={epsilon.accountant!r}: a run under a filter, and no other, is stated with the "
+            "filter's epsilon"
+        )
+    if epsilon is not None and epsilon.nominal == ledger.private:
+        raise ValueError(f"nominal={epsilon.nominal}: the run is {'' if ledger.private else 'not '}private")
+    if epsilon is not None and epsilon.ledger != ledger.sha256:
+        raise ValueError(f"epsilon={epsilon.value:g}: was computed for another ledger than this run's")
+    warnings = [f"Not private: {reason}" for reason in ledger.reasons]
+    warnings += [DISCLOSURES[name] for name in disclosed]
+    if any(entry.seed == "given" for entry in ledger.entries):
+        warnings.append(
+            "The noise was drawn from a given seed: whoever knows or guesses it, or sees two runs drawn from "
+            "it, can subtract the noise, and against them there is no privacy."
+        )
+    mechanisms = dict.fromkeys(entry.mechanism for entry in ledger.entries)
+    warnings += [_OF_MECHANISM[name] for name in mechanisms if name in _OF_MECHANISM]
+    if any(entry.sampling.kind == "shuffled" for entry in ledger.entries):
+        warnings.append("Batches were shuffled, not Poisson: no amplification by sampling is claimed.")
+    assumptions = ["the noise is Gaussian, drawn afresh for each step, of the standard deviation recorded"]
+    assumptions.append(
+        "every example's contribution to a sum is bounded as recorded (one whose gradient is not finite adds "
+        "zero), and sums are divided by a constant"
+    )
+    if ledger.filter is not None:
+        assumptions += _assumed_of(ledger.filter)
+    elif any(entry.charged for entry in ledger.entries):
+        assumptions.append(
+            "the clip bound follows noised counts only, and no noise multiplier follows it: all were fixed "
+            "before the run, so that they compose as usual"
+        )
+    assumptions += dict.fromkeys(_SAMPLING_ASSUMED[entry.sampling.kind] for entry in ledger.entries)
+    return Statement(
+        private=private,
+        epsilon=None if undone else epsilon,
+        mechanism=tuple(_describe(entry) for entry in ledger.entries),
+        sampling=tuple(dict.fromkeys(str(entry.sampling) for entry in ledger.entries)),
+        unit="one example",
+        assumptions=tuple(assumptions),
+        warnings=tuple(warnings),
+        not_covered=_NOT_COVERED,
+    )
+
+
+def _assumed_of(filter: Filter) -> list[str]:
+    return [
+        "the noise multipliers were chosen during the run from noised outputs (fully adaptive), so epsilon is "
+        "not the sum that ordinary composition gives for those that were used: it is the budget of a privacy "
+        f"filter, {filter.budget:.6g} of Renyi differential privacy at the one order {filter.order:g} "
+        "(Feldman & Zrnic 2021, arXiv 2008.11193), and holds wherever the run stopped",
+        "order and budget were fixed before the first step, and no step was taken that would have passed the "
+        "budget",
+        "the clip bound and the noise multipliers follow noised counts and nothing else of the data",
+    ]
+
+
+def _describe(entry) -> str:
+    sigmas = [sigma for sigma, _ in entry.noise_multipliers]
+    span = f"{sigmas[0]:g}" if min(sigmas) == max(sigmas) else f"{min(sigmas):g} to {max(sigmas):g}"
+    return (
+        f"steps {entry.start} to {entry.stop - 1}: Gaussian noise on the sum of per-example gradients,"
+        f" {entry.mechanism} clipping, effective noise multiplier {span}"
+        + (f" = {entry.charged}" if entry.charged else "")
+    )

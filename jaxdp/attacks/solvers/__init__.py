@@ -1,0 +1,1 @@
+"""Solvers of an attack, one lane each."""

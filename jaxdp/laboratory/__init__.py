@@ -1,0 +1,1 @@
+"""What `jaxdp attack, audit, compare, report` and `study` do."""

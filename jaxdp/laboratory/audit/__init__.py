@@ -1,0 +1,1 @@
+"""Lower bounds on epsilon, measured from the outside: `jaxdp audit`."""

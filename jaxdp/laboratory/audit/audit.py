@@ -1,0 +1,241 @@
+"""Auditing the training step from the outside: what its output reveals, held against the epsilon claimed.
+
+The auditor runs the very step that `jaxdp train` compiles (sampler, per-example gradients, clipping, noise,
+division, optimizer) on data with canaries (`jaxdp.canaries`), sees the parameters after every step, and says
+which canaries were there.  What it proves (`jaxdp.evidence`) is a lower bound on epsilon that assumes nothing
+about the mechanism; the claim is the project's own accounting of the same steps, sampling and adjacency.
+
+| method    | runs              | canaries | finds                                                        |
+|-----------|-------------------|----------|--------------------------------------------------------------|
+| `direct`  | many, short       | one      | the sharper bound, and any departure from the whole privacy  |
+|           |                   |          | profile (below)                                              |
+| `one_run` | one, of any       | hundreds | what goes wrong over many steps of sampling and noise        |
+|           | length            |          |                                                              |
+
+A claim is violated if the bound at the claim's delta exceeds it, or (direct) if a rule has a higher hit rate
+than the claimed steps allow at its false alarm rate: the trade-off that the whole curve delta(epsilon) sets
+(`jaxdp.reconstruction`), which shows a lack of noise far too small for the bound at one delta.
+
+An audit can refute a claim.  It cannot prove one: it tries these canaries, these few statistics, this
+model and this machine, and another attacker may do better.
+"""
+
+import dataclasses
+import math
+import time
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxdp import accounting
+from jaxdp import auditing as evidence
+from jaxdp.accounting import Epsilon, pld, reconstruction
+from jaxdp.accounting.ledger import Ledger
+from jaxdp.auditing import Rates
+from jaxdp.laboratory.audit import canaries
+from jaxdp.laboratory.audit.canaries import Observation, Subject
+from jaxdp.training import run as runs
+
+Method = Literal["direct", "one_run"]
+METHODS: tuple[Method, ...] = ("direct", "one_run")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Finding:
+    """What an audit of one run found.
+
+    Attributes:
+      method: one of `METHODS`.
+      claim: the epsilon claimed for the audited steps; nominal where nothing is.
+      epsilon: the lower bound at the claim's delta, distribution-free.
+      confidence: probability that the finding (bound and profile together) is not wrong.
+      gaussian: a sharper lower bound that holds only if the outputs are Gaussian, as they are meant to be;
+        None where they are not (sampling), or with one run.
+      profile: `(hit rate at least, allowed at most)` at the rule's false alarm rate; None with one run.
+      violated: whether the claim is refuted.
+      detail: counts behind it.
+      seconds: wall time.
+    """
+
+    method: str
+    claim: Epsilon
+    epsilon: float
+    confidence: float
+    gaussian: float | None
+    profile: tuple[float, float] | None
+    violated: bool
+    detail: dict[str, Any]
+    seconds: float
+
+    @property
+    def ratio(self) -> float:
+        """The bound over the claim."""
+        return self.epsilon / self.claim.value if self.claim.value > 0 else math.inf
+
+
+def claimed(subject: Subject) -> tuple[Ledger, Epsilon]:
+    """The ledger and the epsilon of the audited steps, as a run of this configuration states them."""
+    config = subject.config
+    ledger = Ledger().append(runs.entry(subject.run, 0, config.steps))
+    epsilon = accounting.epsilon(
+        ledger,
+        delta=config.delta,
+        adjacency=config.adjacency,
+        accountant="pld",
+        nominal=not ledger.private,
+    )
+    return ledger, epsilon
+
+
+def statistics(
+    observed: Observation, ledger: Ledger, adjacency: str
+) -> dict[str, Float[np.ndarray, "runs canaries"]]:
+    """Scores from the outputs of runs: what each would see of another failure.
+
+    * `matched`: the log-likelihood ratio of the claimed mechanism, summed over steps: the best there is if
+      the mechanism is what it claims to be, and close to it where only the noise is too small.
+    * `contrast`: how much the outputs of one run differ between steps, in units of their noise: noise that
+      is used again cancels in it.
+    * `energy`: the size of the whole output: noise whose scale depends on the data.
+    * `tensor 0`, ...: as `matched`, in one tensor of the parameters: one that the noise forgot.
+
+    The last two are of one canary only, as is what `direct` adds to them: `fitted`, the linear discriminant
+    of the matched direction and whatever the clipper releases.
+
+    Args:
+      observed: arrays [runs, steps, ...].
+      ledger: of the run.
+      adjacency: of the claim.
+    """
+    sigmas = ledger.sigmas()[None, :, None]
+    rate = ledger.entries[0].sampling.rate
+    along = np.asarray(observed.along, np.float64)
+    by_tensor = np.asarray(observed.by_tensor, np.float64)
+
+    def matched(along, sigmas):
+        def log_mixture(mean):
+            return np.logaddexp(
+                np.log(rate) + mean * (along - mean / 2) / sigmas**2,
+                math.log1p(-rate) if rate < 1 else -math.inf,
+            )
+
+        return (log_mixture(1.0) - (log_mixture(-1.0) if adjacency == "replace_one" else 0.0)).sum(axis=1)
+
+    with np.errstate(invalid="ignore", over="ignore"):  # outputs that are not finite are findings themselves
+        scores = {"matched": matched(along, sigmas)}
+        if along.shape[1] > 1:
+            scaled = along / sigmas
+            scores["contrast"] = ((scaled - scaled.mean(axis=1, keepdims=True)) ** 2).sum(axis=1)
+        if along.shape[2] == 1:
+            scores["energy"] = np.asarray(observed.energy, np.float64).sum(axis=1)[:, None]
+            for tensor in range(by_tensor.shape[3]):
+                wider = sigmas * math.sqrt(by_tensor.shape[3])
+                scores[f"tensor {tensor}"] = matched(by_tensor[..., tensor], wider)
+    return scores
+
+
+def direct(subject: Subject, key: Array, *, draws: int = 100_000, alpha: float = 0.05) -> Finding:
+    """Tells runs with the canary from runs without it.
+
+    Args:
+      subject: with one canary.
+      key: of the audited runs' batches and noise.
+      draws: runs of each kind; half of them choose the rule, half judge it.
+      alpha: probability that the finding is wrong.
+
+    Formal guarantee: with probability at least 1 - alpha over the draws, the mechanism is not
+    (e, claim.delta) private for this pair of data sets and any e < epsilon, and its hit rate is at least the
+    first part of `profile`; up to the generator's draws being what they should be.
+    """
+    if subject.canaries != 1:
+        raise ValueError(f"canaries={subject.canaries}: the direct test is of one example")
+    if draws < 2:
+        raise ValueError(f"draws={draws}: must be >= 2, one to choose the rule and one to judge it")
+    began = time.perf_counter()
+    ledger, claim = claimed(subject)
+    adjacency = subject.config.adjacency
+    seen = [
+        canaries.draws(subject, jax.random.fold_in(key, there), np.full(1, there), draws)
+        for there in (True, False)
+    ]
+    present, absent = (
+        {name: values[:, 0] for name, values in statistics(observed, ledger, adjacency).items()}
+        for observed in seen
+    )
+    present["fitted"], absent["fitted"] = evidence.discriminant(*map(_features, seen))
+    bound = evidence.distinguished(
+        present, absent, lambda h, f: evidence.epsilon_of_rates(h, f, claim.delta), alpha / 2
+    )
+    epsilon = float(evidence.epsilon_of_rates(bound.least_hit_rate, bound.most_false_alarm_rate, claim.delta))
+    curve = evidence.distinguished(present, absent, evidence.distance_of_rates, alpha / 2)
+    profile = None if claim.nominal else _profile(curve, ledger, adjacency)
+    return Finding(
+        method="direct",
+        claim=claim,
+        epsilon=epsilon,
+        confidence=1 - alpha,
+        gaussian=_if_gaussian(curve, ledger, claim.delta),
+        profile=profile,
+        violated=epsilon > claim.value or (profile is not None and profile[0] > profile[1]),
+        detail={"draws": draws, "bound": _detail(bound), "curve": _detail(curve)},
+        seconds=time.perf_counter() - began,
+    )
+
+
+def _features(observed: Observation) -> Float[np.ndarray, "runs features"]:
+    return np.concatenate([observed.along[:, :, 0], observed.released.reshape(len(observed.along), -1)], 1)
+
+
+def _detail(rates: Rates) -> dict[str, Any]:
+    return {**rates._asdict(), "rule": rates.rule._asdict()}
+
+
+def _profile(rates: Rates, ledger: Ledger, adjacency: str) -> tuple[float, float]:
+    """The hit rate that was reached, and the one that the claimed steps allow."""
+    allowed = 1.0
+    if 0 < rates.most_false_alarm_rate < 1:
+        allowed = reconstruction.bound(ledger, rates.most_false_alarm_rate, adjacency=adjacency)
+    return rates.least_hit_rate, allowed
+
+
+def _if_gaussian(rates: Rates, ledger: Ledger, delta: float) -> float | None:
+    """Epsilon of the Gaussian mechanism that the rates amount to, for steps without sampling."""
+    if not ledger.private or any(entry.sampling.rate < 1 for entry in ledger.entries):
+        return None
+    distance = float(evidence.distance_of_rates(rates.least_hit_rate, rates.most_false_alarm_rate))
+    return pld.gaussian_epsilon(distance, delta) if distance > 0 else 0.0
+
+
+def one_run(subject: Subject, key: Array, *, alpha: float = 0.05) -> Finding:
+    """Guesses which canaries were in one run.
+
+    Args:
+      subject: with any number of canaries, each of which is included by the toss of a coin.
+      key: of the coins, batches and noise.
+      alpha: probability that the finding is wrong.
+
+    Formal guarantee: with probability at least 1 - alpha the mechanism is not (e, claim.delta) private for
+    any e < epsilon (Steinke, Nasr & Jagielski 2023, theorem 5.2).
+    """
+    began = time.perf_counter()
+    ledger, claim = claimed(subject)
+    coins, run_key = jax.random.split(key)
+    included = np.asarray(jax.random.bernoulli(coins, 0.5, (subject.canaries,)))
+    observed = canaries.draws(subject, run_key, included, 1)
+    scores = {
+        name: values[0] for name, values in statistics(observed, ledger, subject.config.adjacency).items()
+    }
+    found = evidence.guessed(scores, included, claim.delta, alpha)
+    return Finding(
+        method="one_run",
+        claim=claim,
+        epsilon=found.epsilon,
+        confidence=1 - alpha,
+        gaussian=None,
+        profile=None,
+        violated=found.epsilon > claim.value,
+        detail={"canaries": subject.canaries, "included": int(included.sum()), **found._asdict()},
+        seconds=time.perf_counter() - began,
+    )

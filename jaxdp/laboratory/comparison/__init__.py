@@ -1,0 +1,1 @@
+"""Every variant at the same epsilon: `jaxdp compare`."""

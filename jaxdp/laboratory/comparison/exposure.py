@@ -1,0 +1,222 @@
+"""What an adversary makes of every variant of a comparison, at each leak point and stage of training.
+
+All cases with the same batch size share their programs: a raw gradient is one clipped to an enormous bound, and
+bounds, noise and parameters are arguments.  Labels behind noise are inferred once for each case, with its
+parameters shared by all its victims, and not again in each lane.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from jaxdp import clipping, gradients
+from jaxdp import records as results
+from jaxdp.attacks import Attack, Leak, Public, engine, metrics, observe
+from jaxdp.attacks import judge as evaluation
+from jaxdp.attacks.attack import infer_labels
+from jaxdp.attacks.engine import Reconstruction, Victims
+from jaxdp.attacks.portfolio import POSTERIOR, SIGNAL, SMOOTH, invert_portfolio
+from jaxdp.gradients import convolution
+
+_UNBOUNDED = 1e9
+_SHOWN = 5  # reconstructions kept in a record
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Case:
+    """One model state, leaking at one point.
+
+    Attributes:
+      variant: of the comparison.
+      stage: of training; None for the curve over noise.
+      step: steps made.
+      params: the model's parameters.
+      point: what leaks, in words.
+      clip: the clip rule, `none` or `flat`.
+      noise_std: of the leaked mean gradient, per coordinate, one value for each batch of victims.
+      bound: the clip bound at that step; None for the bench's.
+    """
+
+    variant: str
+    stage: str | None
+    step: int
+    params: PyTree
+    point: str
+    clip: str
+    noise_std: np.ndarray
+    bound: float | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Bench:
+    """What all attacks of a comparison share.
+
+    Attributes:
+      loss_fn: of one example; the same object for all, so that a program is compiled once.
+      x: victims [N, *input_shape], held out.
+      y: their labels.
+      public: what the attacker knows of images, from training images.
+      classes: number of labels.
+      l2_norm_clip: the clip bound C.
+      iterations: of each attack.
+      settings: the comparison's configuration, for the records.
+    """
+
+    loss_fn: Any
+    x: np.ndarray
+    y: np.ndarray
+    public: Public
+    classes: int
+    l2_norm_clip: float
+    iterations: int
+    settings: dict[str, Any]
+
+    def batches(self, size: int) -> tuple[np.ndarray, np.ndarray]:
+        """The victims in batches of `size`: [N / size, size, ...]."""
+        return self.x.reshape(-1, size, *self.x.shape[1:]), self.y.reshape(-1, size)
+
+    def portfolio(self, unnoised: bool) -> list[Attack]:
+        """The attacks that may win: without noise the exact ones too, with noise the posterior alone."""
+        exact = [
+            SIGNAL,
+            dataclasses.replace(SMOOTH, start="normal", labels="column_norm", restarts=8),
+            dataclasses.replace(POSTERIOR, labels="column_norm"),
+        ]
+        kinds = exact if unnoised else [POSTERIOR]
+        return [dataclasses.replace(kind, iterations=self.iterations) for kind in kinds]
+
+    def expose(self, cases: Sequence[Case], *, batch_size: int, unnoised: bool, seed: int) -> list[dict]:
+        """Leaks and attacks every case, all in one program; the records, in the order of the cases.
+
+        Args:
+          cases: what leaks.
+          batch_size: B.
+          unnoised: whether the attacks that want exact gradients are tried as well.
+          seed: of noise and starts.
+        """
+        leak = Leak(clip="flat", batch_size=batch_size)
+        x, y = self.batches(batch_size)
+        count = len(x)
+        bounds = [_UNBOUNDED if case.clip == "none" else self._bound(case) for case in cases]
+        own = jax.tree.map(
+            lambda *leaves: np.repeat(np.stack(leaves), count, axis=0), *(case.params for case in cases)
+        )
+        xs, ys = (np.tile(v, (len(cases), *[1] * (v.ndim - 1))) for v in (x, y))
+        noise_key, start_key = jax.random.split(jax.random.key(seed))
+        victims = observe(
+            self.loss_fn, leak, own, xs, ys, noise_key, noise_std=np.concatenate([c.noise_std for c in cases]),
+            bound=np.repeat(np.asarray(bounds, np.float32), count), own_params=True,
+        )  # fmt: skip
+        if unnoised:
+            victims = victims._replace(bound=_norms(victims.observed))
+        else:
+            victims = victims._replace(labels=self._labels(leak, victims, cases))
+        attacks = self.portfolio(unnoised)
+        known = [dataclasses.replace(a, labels="known") if a.labels == "template" else a for a in attacks]
+        common: dict[str, Any] = dict(
+            public=self.public, input_shape=self.x.shape[1:], classes=self.classes, own_params=True
+        )
+        if len(known) == 1:
+            found = engine.invert(self.loss_fn, leak, known[0], victims, start_key, **common)
+        else:
+            found, _ = invert_portfolio(self.loss_fn, leak, known, victims, start_key, **common)
+        parts = [
+            Reconstruction(*(np.asarray(field)[i * count : (i + 1) * count] for field in found))
+            for i in range(len(cases))
+        ]
+        return [
+            self._record(case, part, attacks, batch_size) for case, part in zip(cases, parts, strict=True)
+        ]
+
+    def _bound(self, case: Case) -> float:
+        return self.l2_norm_clip if case.bound is None else case.bound
+
+    def _labels(self, leak: Leak, victims: Victims, cases: Sequence[Case]) -> np.ndarray:
+        """The labels that fit each victim's observation best, [cases * batches, B]."""
+        program = _label_program(self.loss_fn, leak, self.classes)
+        count = len(self.x) // leak.batch_size
+        observed = engine.observations(victims, leak, count * len(cases))
+        found = [
+            program(case.params, engine.rows(observed, np.arange(i * count, (i + 1) * count)), self.public)
+            for i, case in enumerate(cases)
+        ]
+        return np.concatenate([np.asarray(labels) for labels in found])
+
+    def _record(self, case: Case, found: Reconstruction, attacks: list[Attack], batch_size: int) -> dict:
+        """The record of one case."""
+        x, y = self.batches(batch_size)
+        row = evaluation.judge(found, x, y, np.asarray(self.public.mean))
+        guess = metrics.matched(found.x, x).reshape(self.x.shape)
+        errors = np.round(np.asarray(metrics.rmse(np.nan_to_num(guess), self.x), float), 5).tolist()
+        std = float(case.noise_std.mean())
+        leak = Leak(clip=case.clip, batch_size=batch_size)
+        known = evaluation.knowledge(leak, attacks[-1], noise_std=std, bound=self._bound(case))
+        return results.attack_record(
+            variant=case.variant,
+            seed=0,
+            config=self.settings,
+            stage=case.stage,
+            step=case.step,
+            leak_point=case.point,
+            attack=" or ".join(f"{a.solver} {a.objective}" for a in attacks)
+            + (", best by the posterior" if len(attacks) > 1 else ""),
+            noise_std=std,
+            knowledge=dataclasses.asdict(known),
+            metrics={
+                **row,
+                "success": row["recognisable"],
+                "threshold": metrics.RECOGNISABLE,
+                "batch_size": batch_size,
+                "rmse_of_each": errors,
+            },
+            originals=self.x[:_SHOWN],
+            reconstructions=guess[:_SHOWN],
+        )
+
+
+def _norms(observed: PyTree) -> np.ndarray:
+    """The norm of each exact gradient: what it can be taken as clipped to.
+
+    Late in training a wrong guess has a gradient hundreds of times as long as the truth's; bounded there, it
+    is compared by its direction, and the attack finds its way.
+    """
+    squares = sum(gradients.squared_norm(leaf) for leaf in jax.tree.leaves(observed))
+    return np.sqrt(np.asarray(squares))
+
+
+@functools.lru_cache(maxsize=32)
+def _label_program(loss_fn, leak: Leak, classes: int):
+    """Labels of victims that share their parameters, by templates."""
+    if convolution.uses_patches("auto"):
+        loss_fn = convolution.with_patches(loss_fn)
+
+    def one(params, observation, public):
+        return infer_labels("template", loss_fn, leak, params, observation, public, classes)
+
+    return jax.jit(jax.vmap(one, in_axes=(None, 0, None)))
+
+
+def noise_scales(bench: Bench, params: PyTree, clip: str) -> np.ndarray:
+    """The noise scale that a batch of each victim alone would get: C, or its own S for l2-max."""
+    if clip == "flat":
+        return np.full(len(bench.x), bench.l2_norm_clip, np.float32)
+    _, grads = jax.jit(gradients.per_example(bench.loss_fn, method="dense"))(params, (bench.x, bench.y))
+    clipper = clipping.l2_max()
+    alone = jnp.eye(len(bench.x), dtype=bool)
+    scales = [clipper.noise_scale(clipper.clip(grads, (), 0, mask), (), 0) for mask in alone]
+    return np.asarray(scales, np.float32)
+
+
+def relative_noise(bench: Bench, params: PyTree, levels: Sequence[float]) -> list[np.ndarray]:
+    """For each level the noise per coordinate whose norm is that share of the victim's raw gradient's."""
+    _, grads = jax.jit(gradients.per_example(bench.loss_fn, method="dense"))(params, (bench.x, bench.y))
+    squares = sum(gradients.squared_norm(leaf) for leaf in jax.tree.leaves(grads))
+    dimension = sum(leaf[0].size for leaf in jax.tree.leaves(grads))
+    per_coordinate = np.sqrt(np.asarray(squares) / dimension)
+    return [(level * per_coordinate).astype(np.float32) for level in levels]

@@ -1,0 +1,1 @@
+"""Attacks along training and noise: `jaxdp attack`."""

@@ -1,0 +1,121 @@
+"""What leaks at noise levels where no pixel can be read: labels, candidates, and the error to expect.
+
+Three measures that need no search.  They resolve the noise multipliers of real runs, at which every pixel
+attack has long failed: labels by likelihood templates over many looks at the same example; the informed
+adversary, who has k candidates, beside the most that any adversary could reach; the linearised error.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdp import intervals
+from jaxdp.accounting import reconstruction
+from jaxdp.attacks import candidates as hypotheses
+from jaxdp.attacks import expected_error as risk
+from jaxdp.attacks.leaks import Leak
+from jaxdp.laboratory.leakage.sweep import Model
+
+LOOKS = (1, 10, 100)
+CANDIDATES = 10
+
+
+def labels(
+    model: Model,
+    sigmas: Sequence[float],
+    *,
+    bound: float,
+    victims: int,
+    seed: int,
+    looks: Sequence[int] = LOOKS,
+) -> list[dict[str, Any]]:
+    """The share of labels read off noised gradients of the same example, after some looks.
+
+    Args:
+      model: its parameters stay as they are between the looks.
+      sigmas: noise multipliers: noise of standard deviation sigma C on a sum that the example is in, and in
+        which the adversary knows all others.
+      bound: the clip bound C.
+      victims: examples.
+      seed: of the noise.
+      looks: after how many.
+    """
+    x, y = np.asarray(model.x[:victims]), np.asarray(model.y[:victims])
+    known = min(256, len(model.train_x))
+    rows, steps = [], max(looks)
+    for index, sigma in enumerate(sigmas):
+        found = hypotheses.label_leakage(
+            model.loss_fn, "flat", [model.params] * steps, x, y, model.train_x[:known], model.train_y[:known],
+            np.full(steps, sigma * bound, np.float32), jax.random.key(seed + index), bound=bound,
+            classes=model.classes,
+        )  # fmt: skip
+        for look in looks:
+            right = intervals.success_rate(found[:, look - 1] == y)
+            rows.append({"sigma": sigma, "looks": look, "right": right, "chance": 1 / model.classes})
+    return rows
+
+
+def candidates(
+    model: Model,
+    sigmas: Sequence[float],
+    *,
+    bound: float,
+    seed: int,
+    trials: int = 2000,
+    looks: Sequence[int] = LOOKS,
+) -> list[dict[str, Any]]:
+    """The informed adversary against the reconstruction bound, for worst-case and for real records.
+
+    Args:
+      model: its first `CANDIDATES` held-out examples are the real records.
+      sigmas: noise multipliers.
+      bound: the clip bound C.
+      seed: of the trials.
+      trials: for each figure.
+      looks: steps that used the record, seen without amplification by sampling.
+    """
+    k, steps, rows = CANDIDATES, max(looks), []
+    real = hypotheses.gram(model.loss_fn, "flat", model.params, model.x[:k], model.y[:k], bound)
+    grams = {"worst case": hypotheses.canaries(k, bound), "real": np.asarray(real)}
+    for index, sigma in enumerate(sigmas):
+        hits = {
+            kind: np.asarray(
+                hypotheses.informed_adversary(
+                    jnp.asarray(np.broadcast_to(gram, (steps, k, k)), jnp.float32),
+                    jnp.full(steps, sigma * bound), jax.random.key(seed + index), trials=trials,
+                )
+            )
+            for kind, gram in grams.items()
+        }  # fmt: skip
+        for look in looks:
+            limit = float(reconstruction.gaussian_bound(np.sqrt(look) / sigma, 1 / k))
+            shares = {kind: intervals.success_rate(hit[:, look - 1]) for kind, hit in hits.items()}
+            rows.append({"sigma": sigma, "looks": look, "chance": 1 / k, "bound": limit, **shares})
+    return rows
+
+
+def errors(
+    model: Model, sigmas: Sequence[float], *, bound: float, victims: int = 4
+) -> list[dict[str, Any]] | None:
+    """The root mean square error that the linearised posterior expects, averaged over victims.
+
+    Args:
+      model: with public inputs; None is returned without a prior learned from them.
+      sigmas: noise multipliers > 0.
+      bound: the clip bound C.
+      victims: over how many to average.
+    """
+    prior, leak = model.public.prior, Leak(clip="flat")
+    if prior is None:
+        return None
+    program = jax.jit(lambda x, y: risk.information(model.loss_fn, leak, model.params, x, y, bound))
+    levels = [float(sigma * bound) for sigma in sigmas]
+    each = [
+        risk.expected_mse(program(jnp.asarray(x), jnp.asarray(y)), levels, prior)
+        for x, y in zip(model.x[:victims], model.y[:victims], strict=True)
+    ]
+    expected = np.sqrt(np.mean(each, axis=0))
+    return [{"sigma": s, "rmse": float(e)} for s, e in zip(sigmas, expected, strict=True)]

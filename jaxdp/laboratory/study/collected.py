@@ -1,0 +1,166 @@
+"""The records of a study, gathered in one small file a data set, and read back.
+
+A record file of a run holds its whole privacy statement and environment; thousands of them repeat the same.
+The collected file has these once, in its first line, and one line a run or attack with what differs.
+"""
+
+import json
+import pathlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from jaxdp import atomic
+from jaxdp import records as results
+from jaxdp.laboratory.study.trials import SELECTION_SEED
+
+RUNS, ATTACKS = "runs.jsonl", "attacks.jsonl"
+PUBLISHED, ACCOUNTANTS = "published.jsonl", "accountants.jsonl"
+SELECTION = "The learning rate was chosen on held-out private examples: epsilon does not cover that choice."
+_OF_ATTACK = (
+    "victims",
+    "success",
+    "rmse",
+    "rmse_of_each",
+    "batch_size",
+    "rmse_mean_image",
+    "labels",
+    "bound",
+    "bound_of_one_step",
+    "level",
+)
+_DIFFERS = {
+    *("schedule", "noise_multiplier", "scale", "target_epsilon", "clipping", "l2_norm_clip"),
+    *("l2_norm_clip_end", "learning_rate", "seed", "noise_seed"),
+}
+
+
+def run_row(record: Mapping) -> dict[str, Any]:
+    """What differs between runs."""
+    metrics, privacy, asked = record["metrics"], record["privacy"], record["settings"]
+    return {
+        "variant": record["variant"],
+        "target": asked["target_epsilon"],
+        "learning_rate": asked["learning_rate"],
+        "seed": record["seed"],
+        "validation_accuracy": metrics["validation_accuracy"],
+        "test_accuracy": metrics["test_accuracy"],
+        **{name: privacy[name] for name in ("private", "nominal", "epsilon")},
+        "schedule": record["config"]["schedule"],
+        "noise_multiplier": record["config"]["noise_multiplier"],
+        "scale": record["config"]["scale"],
+    }
+
+
+def attack_row(record: Mapping) -> dict[str, Any]:
+    """What differs between attacks."""
+    row = {name: record[name] for name in ("variant", "stage", "step", "leak_point", "attack", "noise_std")}
+    found = {name: record["metrics"][name] for name in _OF_ATTACK if name in record["metrics"]}
+    return {**row, "target": record["config"]["epsilon"], **found}
+
+
+def collect(folder: pathlib.Path, output: pathlib.Path) -> list[pathlib.Path]:
+    """Gathers the records of a study.
+
+    Args:
+      folder: where its record files are, a folder a data set.
+      output: gets a folder a data set, and what was accounted for alone.
+
+    Returns:
+      The files written.
+
+    Raises:
+      FileNotFoundError: no record in the folder.
+      ValueError: a file that is no record.
+    """
+    written = []
+    for path in sorted(path for path in folder.glob("*") if path.is_dir()):
+        found = [results.read(file) for file in sorted(path.glob("train-*.json"))]
+        if found:
+            _check_grids(path.name, found)
+            written.append(_write(output / path.name / RUNS, _head(found), [run_row(r) for r in found]))
+        attacks = [
+            attack_row(record)
+            for pattern in ("informed-*.json", "images.json")
+            for file in sorted(path.glob(pattern))
+            for record in json.loads(file.read_text())["rows"]
+        ]
+        if attacks:
+            files = [*sorted(path.glob("informed-*.json")), *path.glob("images.json")]
+            head = {
+                "settings": {
+                    file.stem: json.loads(file.read_text())["settings"] for file in (files[0], files[-1])
+                }
+            }
+            written.append(_write(output / path.name / ATTACKS, head, attacks))
+    for name in (PUBLISHED, ACCOUNTANTS):
+        accounted = folder / name.replace(".jsonl", ".json")
+        if accounted.exists():
+            written.append(_write(output / name, {}, json.loads(accounted.read_text())["rows"]))
+    if not written:
+        raise FileNotFoundError(f"records={folder}: no record of a study in it")
+    return written
+
+
+def _check_grids(data: str, records: list[dict]) -> None:
+    """Refuses cells that were judged by other learning rates or seeds than the rest; fewer are under way."""
+    rates: dict[tuple, set] = {}
+    seeds: dict[tuple, set] = {}
+    for record in records:
+        if record["seed"] >= SELECTION_SEED:
+            cell = (record["variant"], record["settings"]["target_epsilon"])
+            rates.setdefault(cell, set()).add(record["settings"]["learning_rate"])
+            seeds.setdefault(cell, set()).add(record["seed"])
+    for judges in (rates, seeds):
+        most = max(judges.values(), key=len, default=set())
+        for (variant, epsilon), own in judges.items():
+            if not own <= most:
+                raise ValueError(
+                    f"records of {data}: {variant} at epsilon={epsilon} was judged by other learning rates "
+                    "or seeds than the rest; collect runs of one grid"
+                )
+
+
+def _head(records: list[dict]) -> dict[str, Any]:
+    """What all runs share."""
+    shared = [{k: v for k, v in record["settings"].items() if k not in _DIFFERS} for record in records]
+    for name in shared[0]:
+        values = {str(one.get(name)) for one in shared}
+        if len(values) > 1:
+            data = records[0]["settings"]["data"]
+            raise ValueError(
+                f"records of {data}: {name}={', '.join(sorted(values))}: must be the same in all"
+            )
+    private = next((record for record in records if record["privacy"]["private"]), records[0])
+    return {
+        "settings": shared[0],
+        "environment": private["environment"],
+        **{name: private["privacy"][name] for name in ("delta", "accountant", "adjacency", "sampling")},
+        "statement_of_one": private["privacy"]["statement"],
+        "not_covered": SELECTION,
+    }
+
+
+def _write(path: pathlib.Path, head: Mapping, rows: Iterable[Mapping]) -> pathlib.Path:
+    def compact(value):
+        return round(value, 9) if isinstance(value, float) else value
+
+    lines = [head, *({key: compact(value) for key, value in row.items()} for row in rows)]
+    atomic.write_text(
+        path, "".join(json.dumps(results.plain(line), allow_nan=False) + "\n" for line in lines)
+    )
+    return path
+
+
+def read(path: pathlib.Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The first line and the rows of a collected file; nothing of a file that is not there.
+
+    Raises:
+      ValueError: a file that is none.
+    """
+    if not path.exists():
+        return {}, []
+    try:
+        head, *rows = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
+    except ValueError as error:
+        raise ValueError(f"records {path}: {error}") from None
+    return head, rows

@@ -1,0 +1,1 @@
+"""A training run: its options, its compiled program, its checkpoints and its record."""
