@@ -187,3 +187,16 @@ def _as_noised_for(clipper: Clipper, summed: ClippedSum, state: PrivatizeState) 
         return True
     own = clipper.sensitivity(state.clip, state.step)
     return jnp.abs(summed.sensitivity - own) <= 1e-5 * own
+
+
+def find_state(opt_state: PyTree) -> PrivatizeState:
+    """The state of `privatize` in the state of the optimizer that it is a part of.
+
+    Raises:
+      ValueError: there is none, or more than one.
+    """
+    is_state = lambda x: isinstance(x, PrivatizeState)  # noqa: E731
+    found = [x for x in jax.tree.leaves(opt_state, is_leaf=is_state) if is_state(x)]
+    if len(found) != 1:
+        raise ValueError(f"opt_state: holds {len(found)} states of privatize; needs the one of its chain")
+    return found[0]
