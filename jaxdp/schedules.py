@@ -46,9 +46,14 @@ PUBLISHED_START = 15.0
 PUBLISHED_END = 4.85  # sqrt(2 ln(1.25 / 1e-5)): epsilon = 1 for one unamplified Gaussian step
 
 
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["factor"], meta_fields=["name", "steps", "parameters"]
+)
 @dataclasses.dataclass(frozen=True)
 class Parametric:
     """A schedule that is known by its name and its numbers, so that it can be compared, stretched and scaled.
+
+    As an argument of a compiled function its factor is traced, so that schedules which differ in scale share it.
 
     Attributes:
       name: of the formula, one of `NAMES` or `piecewise`.
@@ -64,7 +69,7 @@ class Parametric:
 
     def __call__(self, step):
         value = _FORMULAS[self.name](step, self.steps, **dict(self.parameters))
-        return value if self.factor == 1 else jnp.float32(self.factor) * value
+        return jnp.asarray(self.factor, jnp.float32) * value
 
     def stretched(self, steps: int) -> "Parametric":
         """The same curve over another number of steps."""
