@@ -69,7 +69,7 @@ def make_following(config: TrainConfig, sampling_rate: float, kept: Filter | Non
     if kept is None:
         middle = (start * end) ** 0.5 if start > 0 and end > 0 else start
         kept = filters.create(
-            config.budget_epsilon,
+            settings["epsilon"],
             accounting.Claim(delta=config.delta, adjacency=config.adjacency),
             sampling_rate=sampling_rate,
             noise_multiplier=middle,
