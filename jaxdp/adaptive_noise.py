@@ -11,8 +11,8 @@ counts, so sigma(t) depends on released values only; but it does depend on them,
 sigma takes one of `LEVELS` values, in geometric steps.  The device knows the cost of each in whole units,
 rounded up, and remembers the level of every step; the ledger is read back from there.
 
-`Adaptive` says what is wanted, `Following` is the policy that does it for one sampling rate and length; its state
-is a part of `PrivatizeState`.
+`Adaptive` says what is wanted, `Following` is the policy that does it for one sampling rate and length; its
+state is a part of `PrivatizeState`.
 """
 
 import dataclasses

@@ -77,11 +77,11 @@ def calibrate(
     Args:
       plan: where to start.
       epsilon: the target, > 0.
-      claim: at which delta, adjacency and by which accountant; `pld` meets the target with its upper bound, within
-        `tolerance`.
+      claim: at which delta, adjacency and by which accountant; `pld` meets the target with its upper bound,
+        within `tolerance`.
       what: `scale` (smallest factor on the noise multiplier), `steps` (largest number; a schedule of
-        `jaxdp.schedules` is stretched to it), `sampling_rate` (largest; Poisson and without replacement) or `end`
-        (smallest end point of the schedule).
+        `jaxdp.schedules` is stretched to it), `sampling_rate` (largest; Poisson and without replacement) or
+        `end` (smallest end point of the schedule).
       tolerance: as `accounting.epsilon`.
 
     Raises:
@@ -98,7 +98,9 @@ def calibrate(
         accounting.epsilon(plan.ledger(), claim)  # raises, saying why
     # The search may try noise that the clipper would refuse; what it finds is looked at by the clipper itself.
     assert plan.clipper is not None
-    free = dataclasses.replace(plan, clipper=dataclasses.replace(plan.clipper, noise_multiplier_limit=math.inf))
+    free = dataclasses.replace(
+        plan, clipper=dataclasses.replace(plan.clipper, noise_multiplier_limit=math.inf)
+    )
     value = _searched(free, what, epsilon, claim, tolerance)
     found = _with_sampler(_set(plan, what, value), plan)
     found.noise_multipliers(0, min(found.steps, MOST_STEPS))
@@ -142,18 +144,21 @@ def _with_sampler(found: Plan, plan: Plan) -> Plan:
 def _value(plan: Plan, what: str) -> float:
     if what == "end":
         plan.ending_at(1e-3)
-        base = dataclasses.replace(plan.noise_multiplier, factor=1.0)  # type: ignore
+        assert isinstance(plan.noise_multiplier, schedules.Parametric)
+        base = dataclasses.replace(plan.noise_multiplier, factor=1.0)
         return float(schedules.values(base, 1, plan.steps)[0])
     return {"scale": 1.0, "steps": plan.steps, "sampling_rate": max(plan.sampling.rate, 1e-9)}[what]
 
 
 def _exact(plan: Plan, what: str, claim: Claim, tolerance: float) -> Callable[[float], float]:
-    return lambda value: accounting.epsilon(_set(plan, what, value).ledger(), claim, tolerance=tolerance).value
+    return lambda value: (
+        accounting.epsilon(_set(plan, what, value).ledger(), claim, tolerance=tolerance).value
+    )
 
 
 def _approximations(plan: Plan, what: str, claim: Claim) -> list[Callable[[float], float]]:
-    """Epsilon by RDP as a function of the value, as fast as it can be had: a rough one, if that helps, and a close
-    one.
+    """Epsilon by RDP as a function of the value, as fast as it can be had: a rough one, if that helps, and a
+    close one.
     """
     if what in ("scale", "sampling_rate"):
         compressed = _Compressed(accounting.runs(plan.ledger(), claim.adjacency), claim.adjacency)
@@ -220,9 +225,7 @@ def _solve(
         if value == (largest if towards > 0 else smallest):
             if good is not None:
                 return good
-            raise ValueError(
-                f"epsilon={target:g}: not reached by any {what} in [{smallest:g}, {largest:g}]"
-            )
+            raise ValueError(f"epsilon={target:g}: not reached by any {what} in [{smallest:g}, {largest:g}]")
         step = max(abs(e) * 1.3, math.log(factor)) * towards
         factor = factor**2
         value = min(max(value * math.exp(min(max(step, -6), 6)), smallest), largest)

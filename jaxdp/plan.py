@@ -4,13 +4,12 @@
     plan.privatize()     the Optax link that adds the noise        plan.ledger()   what the run will have spent
     plan.gradients(loss) the clipped sums that it takes            plan.event()    the same for dp-accounting
 
-Noise and charge come from one function of the step, `plan.schedule`: `privatize` traces it, and `ledger` evaluates
-it in the same precision.
+Noise and charge come from one function of the step, `plan.schedule`: `privatize` traces it, and `ledger`
+evaluates it in the same precision.
 """
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -38,12 +37,12 @@ class Plan:
 
     Attributes:
       clipper: from `jaxdp.clipping`; None for ordinary training, which is not private.
-      noise_multiplier: sigma relative to the clipper's noise scale: a number, a schedule sigma(t), or `Adaptive`
-        for one that is chosen during the run; None exactly where `clipper` is.
+      noise_multiplier: sigma relative to the clipper's noise scale: a number, a schedule sigma(t), or
+        `Adaptive` for one that is chosen during the run; None exactly where `clipper` is.
       sampler: from `jaxdp.sampling`; a `Sampling` where no batch is going to be drawn.
       steps: length of the run.
-      seed: of batches and noise; None takes the operating system's entropy.  Whoever knows a seed can remove the
-        noise.
+      seed: of batches and noise; None takes the operating system's entropy.  Whoever knows a seed can remove
+        the noise.
       reasons: what else is released without noise, so that no epsilon holds; one sentence each.
 
     Raises:
@@ -79,7 +78,9 @@ class Plan:
 
     def _check_adaptive(self) -> None:
         if self.sampling.kind not in ("poisson", "full"):
-            raise ValueError(f"sampling={self.sampling.kind!r}: an adaptive schedule needs Poisson or full batches")
+            raise ValueError(
+                f"sampling={self.sampling.kind!r}: an adaptive schedule needs Poisson or full batches"
+            )
         assert self.clipper is not None and isinstance(self.noise_multiplier, Adaptive)
         if not (self.clipper.private and self.clipper.name.startswith("quantile")):
             raise ValueError(
@@ -107,10 +108,14 @@ class Plan:
 
     @functools.cached_property
     def schedule(self) -> Schedule | None:
-        """sigma(t), for noise and charge alike; None where there is no noise, or it is chosen during the run."""
+        """sigma(t), for noise and charge alike; None without noise, and where it is chosen during the run."""
         if self.noise_multiplier is None or isinstance(self.noise_multiplier, Adaptive):
             return None
-        return self.noise_multiplier if callable(self.noise_multiplier) else schedules.constant(self.noise_multiplier)
+        return (
+            self.noise_multiplier
+            if callable(self.noise_multiplier)
+            else schedules.constant(self.noise_multiplier)
+        )
 
     @functools.cached_property
     def policy(self) -> Following | None:
@@ -123,7 +128,9 @@ class Plan:
     def expected_batch_size(self) -> float:
         """What the noised sum is divided by: q n, or the fixed size."""
         if not isinstance(self.sampler, Sampler):
-            raise ValueError(f"sampler={self.sampler}: draws no batch; a Sampler of a number of examples is needed")
+            raise ValueError(
+                f"sampler={self.sampler}: draws no batch; a Sampler of a number of examples is needed"
+            )
         return self.sampler.expected_batch_size
 
     # --- what is done -----------------------------------------------------------------------------------
@@ -149,9 +156,10 @@ class Plan:
           microbatch_size: examples whose gradients exist at the same time, see `jaxdp.clipped_gradients`.
 
         Returns:
-          A function `(params, opt_state, batch, mask=None) -> (losses [B], gradient)`: a `ClippedSum` at the bound
-          of the step that `opt_state` has reached.  `opt_state` is of the optimizer in which `privatize()` stands,
-          or any part of it that holds its state.  For a plan without a clipper the mean gradient of the batch.
+          A function `(params, opt_state, batch, mask=None) -> (losses [B], gradient)`: a `ClippedSum` at the
+          bound of the step that `opt_state` has reached.  `opt_state` is of the optimizer in which
+          `privatize()` stands, or any part of it that holds its state.  For a plan without a clipper the
+          mean gradient of the batch.
         """
         if self.clipper is None:
             return _mean_gradient(loss_fn)
@@ -166,7 +174,8 @@ class Plan:
     # --- what is charged --------------------------------------------------------------------------------
 
     def noise_multipliers(self, start: int = 0, stop: int | None = None) -> Float[np.ndarray, " steps"]:
-        """What the accountant charges for: sigma(t) relative to the true sensitivity, of steps `start .. stop - 1`.
+        """What the accountant charges for: sigma(t) relative to the true sensitivity, of steps `start ..
+        stop - 1`.
 
         For a clipper that is not private these are the published, nominal values.
 
@@ -177,11 +186,15 @@ class Plan:
         if self.clipper is None:
             return np.zeros(stop - start)
         if self.schedule is None:
-            raise ValueError("noise_multiplier=Adaptive: is chosen during the run; its ledger needs the state")
+            raise ValueError(
+                "noise_multiplier=Adaptive: is chosen during the run; its ledger needs the state"
+            )
         values = schedules.values(self.schedule, stop - start, start)
         if values.size and not (np.isfinite(values).all() and values.min() > 0):
             step = start + int(np.argmax(~(np.isfinite(values) & (values > 0))))
-            raise ValueError(f"noise_multiplier={values[step - start]}: at step {step}; must be finite and > 0")
+            raise ValueError(
+                f"noise_multiplier={values[step - start]}: at step {step}; must be finite and > 0"
+            )
         self.clipper.check(values, start)
         return values * self.clipper.noise_to_sensitivity
 
@@ -219,8 +232,8 @@ class Plan:
             return ((float(self.noise_multipliers(0, 1)[0]), stop - start),)
         if stop - start > MOST_STEPS:
             raise ValueError(
-                f"steps={stop - start}: each step of a schedule is charged for by itself, at most {MOST_STEPS}; "
-                "a piecewise schedule in several plans, or a fixed noise multiplier, has no such limit"
+                f"steps={stop - start}: each step of a schedule is charged by itself, at most {MOST_STEPS}; a "
+                " piecewise schedule in several plans, or a fixed noise multiplier, has no such limit"
             )
         return run_lengths(self.noise_multipliers(start, stop))
 

@@ -18,8 +18,8 @@ Learning" (arXiv 2112.13178): from sigma = 15 down to about 4.85 over the run.  
 | `inverse_time`   | `start / (1 + (start / end - 1) s)`             |
 | `polynomial`     | `(start - end) (1 - s)^power + end`             |
 
-`piecewise` takes its plateaus one by one.  All of these are `Parametric`: values, equal where their numbers are.
-Any other function of the step is a schedule as well.
+`piecewise` takes its plateaus one by one.  All of these are `Parametric`: values, equal where their numbers
+are. Any other function of the step is a schedule as well.
 
 The last two are the families of Yu et al., "Differentially Private Model Publishing for Deep Learning"
 (IEEE S&P 2019), here with the same end points as the others.
@@ -53,7 +53,8 @@ PUBLISHED_END = 4.85  # sqrt(2 ln(1.25 / 1e-5)): epsilon = 1 for one unamplified
 class Parametric:
     """A schedule that is known by its name and its numbers, so that it can be compared, stretched and scaled.
 
-    As an argument of a compiled function its factor is traced, so that schedules which differ in scale share it.
+    As an argument of a compiled function its factor is traced, so that schedules which differ in scale share
+    it.
 
     Attributes:
       name: of the formula, one of `NAMES` or `piecewise`.

@@ -1,4 +1,6 @@
-"""What a run of `jaxdp train` does, as five groups of options: the command line's, and the document of a record."""
+"""What a run of `jaxdp train` does, as five groups of options: the command line's, and the document of a
+record.
+"""
 
 import dataclasses
 from typing import Any, Literal

@@ -2,8 +2,8 @@
 
 The data stay on the device and an epoch (any number of steps) is one compiled loop: nothing goes back to the
 host inside it.  The number of the last step is an argument, so a run is compiled once whatever the length of
-its epochs; sigma is traced, so it is compiled once whatever the schedule; and what the schedule is multiplied by
-is an argument too, so that runs that differ in epsilon share their program.
+its epochs; sigma is traced, so it is compiled once whatever the schedule; and what the schedule is
+multiplied by is an argument too, so that runs that differ in epsilon share their program.
 """
 
 import dataclasses
@@ -135,14 +135,17 @@ class Program:
             average=() if self.ema_decay is None else jax.tree.map(jnp.copy, params),
         )
 
-    def step(self, schedule: Parametric | None, state: TrainState, arrays: PyTree) -> tuple[TrainState, Diagnostics]:
+    def step(self, plan: Plan, state: TrainState, arrays: PyTree) -> tuple[TrainState, Diagnostics]:
         """One step.
 
         Args:
-          schedule: sigma(t) where it is `Parametric`, traced; None where the plan's own is used.
+          plan: the program's, or one that differs in seed and in the factor on its schedule alone.
           state: before it.
           arrays: the data on the device.
         """
+        return self._step(_traced(plan), state, arrays)
+
+    def _step(self, schedule: Parametric | None, state: TrainState, arrays: PyTree):
         self.traces.append(1)
         plan = self.plan if schedule is None else dataclasses.replace(self.plan, noise_multiplier=schedule)
         drawn = plan.sampler.draw(state.sample_key, state.step)
@@ -171,14 +174,17 @@ class Program:
             nothing = Diagnostics(jnp.float32(jnp.nan), jnp.float32(jnp.nan), jnp.int32(0))
             return jax.lax.while_loop(
                 lambda carry: (carry[0].step < stop) & self.admits(carry[0]),
-                lambda carry: self.step(schedule, carry[0], arrays),
+                lambda carry: self._step(schedule, carry[0], arrays),
                 (state, nothing),
             )
 
         return epoch
 
-    def epoch(self, plan: Plan, state: TrainState, arrays: PyTree, stop: Any) -> tuple[TrainState, Diagnostics]:
-        """Steps until `state.step == stop`, or until the filter of an adaptive schedule admits no more; compiled.
+    def epoch(
+        self, plan: Plan, state: TrainState, arrays: PyTree, stop: Any
+    ) -> tuple[TrainState, Diagnostics]:
+        """Steps until `state.step == stop`, or until the filter of an adaptive schedule admits no more;
+        compiled.
 
         Args:
           plan: the program's, or one that differs in seed and in the factor on its schedule alone.

@@ -1,8 +1,9 @@
 """What a run leaves in its checkpoints beside its state, and how it goes on from one.
 
 A run that goes on with another program draws from secrets of its own: noise that met one sum must not meet
-another.  What the program is, is asked of the compiler: its text holds the loss, the optimizer with its constants,
-the clipper and the sizes of microbatches, and so all that decides what is summed and how it is rounded.
+another.  What the program is, is asked of the compiler: its text holds the loss, the optimizer with its
+constants, the clipper and the sizes of microbatches, and so all that decides what is summed and how it is
+rounded.
 """
 
 import functools
@@ -15,7 +16,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 from jaxtyping import PyTree
 
 from jaxdp import noise
@@ -35,8 +35,8 @@ def identity(
     """What a checkpoint says of the run that wrote it.
 
     Returns:
-      `examples`: fingerprint of the data.  `program`: digest of all that decides what a step computes, but state
-      and keys.  `clip`: the clipper's state at the start.
+      `examples`: fingerprint of the data.  `program`: digest of all that decides what a step computes, but
+      state and keys.  `clip`: the clipper's state at the start.
     """
     digest = hashlib.sha256(program.lowered(state, arrays).encode())
     for part in (_charged(plan), _injected(state), _machine(), noise.VERSION):
@@ -61,7 +61,9 @@ def _hyperparams(opt_state: PyTree) -> Iterator[Any]:
 
 
 def _injected(state: TrainState) -> list:
-    return [[np.asarray(v).tolist() for v in part.hyperparams.values()] for part in _hyperparams(state.opt_state)]
+    return [
+        [np.asarray(v).tolist() for v in part.hyperparams.values()] for part in _hyperparams(state.opt_state)
+    ]
 
 
 def _machine() -> list:
@@ -83,7 +85,9 @@ def kept_filter(folder: pathlib.Path | None, *, adaptive: bool) -> Filter | None
     if (kept is None) == adaptive:
         was = "without a filter" if kept is None else "under a filter"
         asked = "adaptive" if adaptive else "fixed beforehand"
-        raise ValueError(f"noise_multiplier={asked}: the run was begun {was}, which is fixed before the first step")
+        raise ValueError(
+            f"noise_multiplier={asked}: the run was begun {was}, which is fixed before the first step"
+        )
     return kept
 
 
@@ -106,7 +110,9 @@ def resume(
     before = saved.document
     missing = {"examples", "program", "clip", "ledger", "curves", "run"} - set(before)
     if missing:
-        raise ValueError(f"checkpoint={str(folder)!r}: was written by an older version, and cannot be gone on with")
+        raise ValueError(
+            f"checkpoint={str(folder)!r}: was written by an older version, and cannot be gone on with"
+        )
     if before["examples"] != now["examples"]:
         # Other data would meet the noise that these did, and the difference would show.
         raise ValueError("data: not the training examples of the checkpoint")

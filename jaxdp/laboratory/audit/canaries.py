@@ -25,9 +25,10 @@ from jaxdp import gradients, models
 from jaxdp._privatize import PrivatizeState
 from jaxdp.data import Dataset
 from jaxdp.sampling import Sampler
-from jaxdp.training import program as training
+from jaxdp.training import configured
 from jaxdp.training.config import TrainConfig
-from jaxdp.training.program import Run
+from jaxdp.training.configured import Run
+from jaxdp.training.program import TrainState
 
 _CLASSES = 4
 _BACKGROUND_SLOTS = 4
@@ -61,8 +62,8 @@ class Subject:
     Attributes:
       config: the run.
       canaries: their number m: the first rows of the data.
-      run: the run with all of them, as `training.build` makes it.
-      observe: `(key, present [m]) -> Observation`: one whole run of `Run.step`, from batches and noise of
+      run: the run with all of them.
+      observe: `(key, present [m]) -> Observation`: one whole run of its steps, from batches and noise of
         that key, with the canaries that are present.  Traceable.
     """
 
@@ -137,11 +138,10 @@ def _only(sampler: Sampler, rows: Bool[Array, " n"]) -> Sampler:
     return dataclasses.replace(sampler, draw=draw)
 
 
-def _noise_state(state: training.TrainState) -> PrivatizeState:
+def _noise_state(state: TrainState) -> PrivatizeState:
     """What `privatize` owns of the state: the runs audited here are private ones."""
-    found = training.noise_state(state)
-    assert found is not None
-    return found
+    assert state.private is not None
+    return state.private
 
 
 def _slots_first(tree: PyTree) -> list[Float[Array, "slots width"]]:
@@ -172,33 +172,33 @@ def subject(
     """
     if config.sampling == "shuffled" and config.adjacency == "add_or_remove_one":
         raise ValueError("sampling='shuffled': audit it under zero_out or replace_one")
-    config = dataclasses.replace(config, optimizer="sgd", learning_rate=1.0, learning_rate_decay=None)
+    config = config.replace(optimizer="sgd", learning_rate=1.0, learning_rate_decay=None)
     slots = canaries + _BACKGROUND_SLOTS
     dataset = _dataset(canaries, slots, background, opposed)
     model = classifier(canaries, slots)
-    run = training.build(config, dataset=dataset, model=model)
-    start = run.init(config)
+    run = configured.build(config, dataset=dataset, network=model)
+    start = run.init()
     reference = _reference(run, slots)
     sizes = np.where(np.arange(len(dataset.train_x)) < canaries, magnitude, 1.0).astype(np.float32)
     sizes[canaries : canaries + opposed] = MAGNITUDE / 2
     labels = jnp.asarray(dataset.train_y)
-    batch_size = run.sampler.expected_batch_size
+    batch_size = run.plan.expected_batch_size
 
     def observe(key, present):
         others = jnp.ones(len(sizes) - canaries, bool)
         rows = jnp.concatenate([present, others])
         inputs = jnp.where(rows, 1.0, _ABSENT_INPUT[config.adjacency])[:, None] * dataset.train_x
         x = jnp.where(dataset.train_x != 0, inputs * sizes[:, None], 0.0)
-        sampler = run.sampler
+        sampler = run.plan.sampler
         if config.adjacency == "add_or_remove_one":
             sampler = _only(sampler, rows)
-        audited = training.build(config, dataset=dataset, model=model, sampler=sampler)
+        audited = configured.build(config, dataset=dataset, network=model, sampler=sampler)
         sample_key, noise_key = jax.random.split(key)
-        noise = _noise_state(start)._replace(key=noise_key)
-        first = start._replace(sample_key=sample_key, opt_state=(noise, *start.opt_state[1:]))
+        first = start.with_private(_noise_state(start)._replace(key=noise_key))
+        first = first._replace(sample_key=sample_key)
 
         def step(state, _):
-            after, _ = audited.step(state, (x, labels))
+            after = audited.step(state, (x, labels))
             before = _noise_state(state)
             released = jax.tree.map(lambda a, b: batch_size * (a - b), state.params, after.params)
             noised = _slots_first(released)
@@ -224,7 +224,7 @@ def subject(
 
 def _reference(run: Run, slots: int):
     """What a canary adds to its slot of each tensor, by the clipper: `(clip_state, step) -> [[width]]`."""
-    clipper = run.clipper
+    clipper = run.plan.clipper
     assert clipper is not None
     canary = jnp.zeros((1, slots)).at[0, 0].set(MAGNITUDE), jnp.zeros(1, jnp.int32)
     per_example = gradients.per_example(models.cross_entropy(run.model))
