@@ -125,13 +125,16 @@ class Plan:
         return self.noise_multiplier.following(self.sampling.rate, self.steps)
 
     @property
+    def batches(self) -> Sampler:
+        """The sampler, of a plan from which batches can be drawn."""
+        if not isinstance(self.sampler, Sampler):
+            raise ValueError(f"sampler={self.sampler}: draws no batch; needs one of a number of examples")
+        return self.sampler
+
+    @property
     def expected_batch_size(self) -> float:
         """What the noised sum is divided by: q n, or the fixed size."""
-        if not isinstance(self.sampler, Sampler):
-            raise ValueError(
-                f"sampler={self.sampler}: draws no batch; a Sampler of a number of examples is needed"
-            )
-        return self.sampler.expected_batch_size
+        return self.batches.expected_batch_size
 
     # --- what is done -----------------------------------------------------------------------------------
 
@@ -145,7 +148,7 @@ class Plan:
             return optax.with_extra_args_support(optax.identity())
         if key is None and self.seed is not None:
             key = jax.random.split(jax.random.key(self.seed))[1]
-        noise = self.policy if self.schedule is None else self.schedule
+        noise: Any = self.policy if self.schedule is None else self.schedule
         return privatize(self.clipper, noise, self.expected_batch_size, key=key)
 
     def gradients(self, loss_fn: Loss, *, microbatch_size: int | str | None = "auto") -> Callable[..., tuple]:
@@ -233,7 +236,7 @@ class Plan:
         if stop - start > MOST_STEPS:
             raise ValueError(
                 f"steps={stop - start}: each step of a schedule is charged by itself, at most {MOST_STEPS}; a "
-                " piecewise schedule in several plans, or a fixed noise multiplier, has no such limit"
+                "piecewise schedule in several plans, or a fixed noise multiplier, has no such limit"
             )
         return run_lengths(self.noise_multipliers(start, stop))
 

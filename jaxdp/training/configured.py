@@ -175,6 +175,7 @@ def resolved(config: TrainConfig, dataset: Dataset) -> TrainConfig:
     # clipping follows the scale.
     nominal = dataclasses.replace(wanted.clipper, private=True, noise_multiplier_limit=float("inf"))
     calibrated = calibration.calibrate(dataclasses.replace(wanted, clipper=nominal), target, config.claim)
+    assert isinstance(calibrated.noise_multiplier, schedules.Parametric)
     return config.replace(scale=calibrated.noise_multiplier.factor)
 
 

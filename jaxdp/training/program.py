@@ -20,7 +20,6 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from jaxdp._privatize import PrivatizeState, entropy_key, find_state
 from jaxdp.gradients import Loss
 from jaxdp.plan import Plan
-from jaxdp.sampling import Sampler
 from jaxdp.schedules import Parametric
 
 
@@ -116,8 +115,7 @@ class Program:
     traces: list[int] = dataclasses.field(default_factory=list)
 
     def __post_init__(self):
-        if not isinstance(self.plan.sampler, Sampler):
-            raise ValueError(f"sampler={self.plan.sampler}: draws no batch; a Sampler is needed to train")
+        _ = self.plan.batches  # or an error
 
     def init(self, params: PyTree, plan: Plan | None = None) -> TrainState:
         """The first state, with keys from the seed of the plan, or of another plan that shares the program."""
@@ -148,7 +146,7 @@ class Program:
     def _step(self, schedule: Parametric | None, state: TrainState, arrays: PyTree):
         self.traces.append(1)
         plan = self.plan if schedule is None else dataclasses.replace(self.plan, noise_multiplier=schedule)
-        drawn = plan.sampler.draw(state.sample_key, state.step)
+        drawn = plan.batches.draw(state.sample_key, state.step)
         batch = self.decode(jax.tree.map(lambda leaf: leaf[drawn.indices], arrays))
         gradient = plan.gradients(self.loss_fn, microbatch_size=self.microbatch_size)
         losses, grads = gradient(state.params, state.opt_state, batch, drawn.mask)

@@ -122,10 +122,12 @@ def resume(
     if saved.step > plan.steps:
         raise ValueError(f"steps={plan.steps}: the checkpoint is at step {saved.step} already")
     state = _with_hyperparams(saved.state, fresh)
-    if plan.policy is not None and int(state.private.noise.spent) != filters.spent(spent):
-        raise ValueError("ledger: the filter's account in the checkpoint's state is another; not resumed")
-    if before["clip"] != now["clip"]:  # an adaptive bound starts again from the new one that was asked for
-        state = state.with_private(state.private._replace(clip=fresh.private.clip))
+    private, first = state.private, fresh.private
+    if private is not None and first is not None:
+        if plan.policy is not None and int(private.noise.spent) != filters.spent(spent):
+            raise ValueError("ledger: the filter's account in the checkpoint's state is another; not resumed")
+        if before["clip"] != now["clip"]:  # an adaptive bound starts again from the one that is asked for now
+            state = state.with_private(private._replace(clip=first.clip))
     if before["program"] != now["program"]:
         state = _with_new_keys(state, plan, f"{saved.step} {now['program']}")
     return state, spent, dict(before["curves"]), before["run"]

@@ -173,9 +173,9 @@ def train(
 
 def _source(given: Any, plan: Plan) -> Source:
     source = data.as_source(given)
-    if source.examples != getattr(plan.sampler, "examples", source.examples):
+    if source.examples != plan.batches.examples:
         raise ValueError(
-            f"data={source.examples} examples: the plan's sampler draws from {plan.sampler.examples}"
+            f"data={source.examples} examples: the plan's sampler draws from {plan.batches.examples}"
         )
     return source
 

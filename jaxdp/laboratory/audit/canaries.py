@@ -189,7 +189,7 @@ def subject(
         rows = jnp.concatenate([present, others])
         inputs = jnp.where(rows, 1.0, _ABSENT_INPUT[config.adjacency])[:, None] * dataset.train_x
         x = jnp.where(dataset.train_x != 0, inputs * sizes[:, None], 0.0)
-        sampler = run.plan.sampler
+        sampler = run.plan.batches
         if config.adjacency == "add_or_remove_one":
             sampler = _only(sampler, rows)
         audited = configured.build(config, dataset=dataset, network=model, sampler=sampler)
