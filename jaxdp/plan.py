@@ -21,7 +21,8 @@ from jaxtyping import Array, Float, PyTree
 
 from jaxdp import _validate, schedules
 from jaxdp._privatize import find_state, privatize
-from jaxdp.accounting.ledger import Entry, Filter, Ledger, Sampling, run_lengths, to_event
+from jaxdp.accounting.events import to_event
+from jaxdp.accounting.ledger import Entry, Filter, Ledger, Sampling, run_lengths
 from jaxdp.adaptive_noise import Adaptive, Following
 from jaxdp.clipping import Clipper, clipped_gradients
 from jaxdp.gradients import Loss, convolution

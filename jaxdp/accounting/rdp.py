@@ -35,7 +35,7 @@ from jaxdp import _validate
 
 ORDERS = np.array([1 + x / 10 for x in range(1, 100)] + list(range(11, 64)) + [128, 256, 512, 1024], float)
 _CHUNK = 1024  # noise multipliers at a time: keeps the arrays in the cache
-_NODES = 512  # noise multipliers that are integrated for, before chords stand between them
+NODES = 512  # noise multipliers that are integrated for, before chords stand between them
 _REACH = 8.0  # standard deviations of the output beyond which nothing is left
 _BLOCK = 2**15  # integrand values at a time
 
@@ -68,7 +68,7 @@ def poisson_gaussian(
 
     Returns:
       The divergence at every noise multiplier and order, [n, orders]; inf where sigma = 0.  It is exact to
-      about 1e-9 for up to `_NODES` noise multipliers.  Beyond, chords in 1 / sigma^2 between so many stand for
+      about 1e-9 for up to `NODES` noise multipliers.  Beyond, chords in 1 / sigma^2 between so many stand for
       the rest, which are never below it.
 
     Formal guarantee: the larger of the two directions, by Theorem 5 of Mironov, Talwar & Zhang.
@@ -77,14 +77,35 @@ def poisson_gaussian(
     q = float(sampling_rate)
     _validate_steps(q, sigmas, orders)
     inverse_square = sigmas[sigmas > 0] ** -2.0
-    if q in (0.0, 1.0) or inverse_square.size <= _NODES:
+    if q in (0.0, 1.0) or inverse_square.size <= NODES:
         return exact(q, sigmas, orders)
-    nodes = np.linspace(inverse_square.min(), inverse_square.max(), _NODES)
+    nodes = np.linspace(inverse_square.min(), inverse_square.max(), NODES)
     at_nodes = exact(q, nodes**-0.5, orders)
     result = np.full((sigmas.size, orders.size), np.inf)
     for column in range(orders.size):
         result[sigmas > 0, column] = np.interp(inverse_square, nodes, at_nodes[:, column])
     return result
+
+
+def composed(
+    sampling_rate: float, noise_multipliers: Float[np.ndarray, " n"], counts, orders=ORDERS
+) -> Float[np.ndarray, " orders"]:
+    """The sum over steps of `poisson_gaussian`, in memory that does not grow with orders times steps.
+
+    Args and guarantee as there; `counts` says how often each noise multiplier occurs.
+    """
+    sigmas, counts = np.asarray(noise_multipliers, float), np.asarray(counts, float)
+    if sigmas.size <= NODES or not sigmas.min() > 0:
+        return counts @ poisson_gaussian(sampling_rate, sigmas, orders)
+    _validate_steps(float(sampling_rate), sigmas, orders)
+    inverse_square = sigmas**-2.0
+    nodes = np.linspace(inverse_square.min(), inverse_square.max(), NODES)
+    place = (inverse_square - nodes[0]) / (nodes[1] - nodes[0])
+    left = np.minimum(place.astype(int), NODES - 2)
+    share = place - left
+    weights = np.bincount(left, counts * (1 - share), NODES)
+    weights += np.bincount(left + 1, counts * share, NODES)
+    return weights @ exact(sampling_rate, nodes**-0.5, orders)
 
 
 def exact(
