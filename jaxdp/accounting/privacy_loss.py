@@ -58,7 +58,7 @@ def _normal_mass(left: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 def _log_ratio(q: float, shift: float, x: np.ndarray) -> np.ndarray:
     """ln(1 - q + q e^(shift x - shift^2 / 2)), the loss of `remove` at the output x."""
-    exponent = shift * x - shift**2 / 2
+    exponent = np.asarray(shift * x - shift**2 / 2)
     if q == 1:
         return exponent
     return np.where(

@@ -19,15 +19,15 @@ ORDERS = np.array([1.1, 1.5, 2.0, 2.5, 4.9, 7.0, 10.9, 32.0, 46.0, 63.0, 256.0, 
 
 @pytest.mark.parametrize("q", RATES)
 def test_agrees_with_dp_accounting(q):
-    """At all noise multipliers in one call, unsorted; its series lose digits below 1e-9 and may not end."""
+    """At all noise multipliers in one call, unsorted: its sums at whole orders, and never above its series at
+    the others, which stops too early or does not end."""
     order = np.random.default_rng(0).permutation(SIGMAS.size)
     ours = rdp.poisson_gaussian(q, SIGMAS[order], ORDERS)
     for row, sigma in zip(ours, SIGMAS[order], strict=True):
         event = _reference(q, sigma)
-        shown = (event * (ORDERS - 1) > 1e-6) & np.isfinite(event)
-        assert shown.any() or q < 1e-3 or sigma > 10
-        np.testing.assert_allclose(row[shown], event[shown], rtol=1e-8)
-        assert np.all(np.isfinite(row)) and np.all(row >= 0)
+        whole = np.floor(ORDERS) == ORDERS
+        np.testing.assert_allclose(row[whole], event[whole], rtol=1e-9, atol=1e-14)
+        assert np.all(row <= event * (1 + 1e-8) + 1e-14) and np.all(np.isfinite(row)) and np.all(row > 0)
 
 
 def _reference(q, sigma):
@@ -77,7 +77,7 @@ def test_tiny_divergences_against_exact_arithmetic(q, sigma, order):
     )
 
 
-# 200 random (q in 1e-6 .. 1, sigma in 0.3 .. 100, order in 1.1 .. 512, divergence), as `integral` computes them.
+# 200 times q in 1e-6 .. 1, sigma in 0.3 .. 100, order in 1.1 .. 512, at random, and what `integral` gives.
 DIVERGENCES = json.loads((pathlib.Path(__file__).parent / "divergences.json").read_text())
 
 
@@ -85,12 +85,28 @@ def integral(q, sigma, order):
     """The Renyi divergence by integration to 40 digits, of the excess of the moment over one."""
     with mpmath.workdps(40):
         q, s, a = mpmath.mpf(q), 1 / mpmath.mpf(sigma), mpmath.mpf(order)
+
         def excess(z):
             w = q * mpmath.expm1(s * z - s * s / 2)
             return mpmath.npdf(z) * ((1 + w) ** a - 1 - a * w)
+
         top = max(a, 2) * s
         kink = mpmath.log((1 - q) / q) / s + s / 2
-        ends = [-14, 0, 14, top - 14, top, top + 14, kink, kink - 5 / s, kink + 5 / s, top / 4, top / 2, 3 * top / 4, 2 * s]
+        ends = [
+            -14,
+            0,
+            14,
+            top - 14,
+            top,
+            top + 14,
+            kink,
+            kink - 5 / s,
+            kink + 5 / s,
+            top / 4,
+            top / 2,
+            3 * top / 4,
+            2 * s,
+        ]
         ends = sorted({min(max(e, -14), top + 14) for e in map(mpmath.mpf, ends)})
         value, error = mpmath.quad(excess, ends, maxdegree=8, error=True)
         assert error < 1e-12 * value, (error, value)
@@ -109,9 +125,7 @@ def test_integrals_to_forty_digits():
         assert found == pytest.approx(expected, rel=1e-7), (q, sigma, order)
 
 
-@pytest.mark.parametrize(
-    ("q", "sigma", "order"), [(0.3, 0.05, 1.5), (1e-4, 0.04, 7.3), (1 - 1e-6, 1.5, 5.5), (1e-300, 0.5, 3.5)]
-)
+@pytest.mark.parametrize(("q", "sigma", "order"), [(0.3, 0.05, 1.5), (1 - 1e-6, 1.5, 5.5), (1e-12, 0.5, 3.5)])
 def test_integrals_beyond_the_usual(q, sigma, order):
     """Hardly any noise, nearly everyone, nearly no one."""
     found = rdp.poisson_gaussian(q, np.array([sigma]), np.array([order]))[0, 0]
