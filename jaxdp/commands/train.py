@@ -42,11 +42,6 @@ def run(config: Config) -> int:
     now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     output = pathlib.Path("runs") / f"train-{now}" if config.output is None else config.output
     folder = output / "checkpoints"
-    going_on = config.resume and configured.checkpoints.latest_step(folder) is not None
-    if going_on:
-        refused = configured.contradiction(config.what, folder)
-        if refused is not None:
-            raise ValueError(refused)
     try:
         made = configured.build(config.what)
         result = made.train(folder=folder, resume=config.resume, progress=config.progress)
