@@ -24,6 +24,7 @@ from jaxdp.sampling import Sampler
 from jaxdp.training import checkpoints
 from jaxdp.training.config import OPTIONS, TrainConfig
 from jaxdp.training.program import Program, TrainState
+from jaxdp.training.resume import restored
 from jaxdp.training.run import Callback, TrainResult, train
 
 OPTIMIZERS = {
@@ -387,4 +388,4 @@ def from_checkpoint(folder: str | pathlib.Path) -> tuple[Run, TrainState, ledger
     document = checkpoints.restore(folder).document
     spent = ledger.from_json(document["ledger"])
     run = build(_config(document, folder), kept=spent.filter)
-    return run, checkpoints.restore(folder, like=run.init()).state, spent
+    return run, restored(pathlib.Path(folder), run.init()).state, spent
