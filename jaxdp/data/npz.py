@@ -69,7 +69,7 @@ def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
                 return {key: archive[key] for key in archive.files}
         except (
             Exception
-        ) as error:  # of zipfile, zlib or NumPy: what a damaged archive brings up is of many types
+        ) as error:  # what a damaged archive raises in zipfile, zlib and NumPy is of many types
             if not zipfile.is_zipfile(path):  # NumPy takes any other content for a pickle, and says so
                 raise ValueError(f"data file {path}: not an .npz archive of arrays") from None
             raise ValueError(f"data file {path}: not a readable .npz of plain arrays ({error})") from None
