@@ -4,7 +4,7 @@ import contextlib
 import os
 import pathlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 
 
 def write_text(path: pathlib.Path, content: str) -> None:
@@ -36,7 +36,7 @@ def to_disk(path: pathlib.Path) -> None:
 
 
 @contextlib.contextmanager
-def alone(path: pathlib.Path, *, wait: bool = True) -> Iterator[None]:
+def alone(path: pathlib.Path, *, wait: bool = True) -> Generator[None]:
     """Held by one process at a time; the system lets go of it when that process ends in any way.
 
     Args:

@@ -53,7 +53,9 @@ def _parsed(command: Any, name: str, arguments: list[str]) -> Any:
         if not stop.code:
             raise
         cause = stop.__context__
-        if isinstance(getattr(cause, "arg", None), str):  # the parser's, of a group within the configuration
+        if cause and isinstance(
+            getattr(cause, "arg", None), str
+        ):  # the parser's, of a group within the configuration
             cause = cause.__context__
         if isinstance(cause, ValueError):  # the configuration's own refusal
             raise cause from None

@@ -12,7 +12,7 @@ import shutil
 
 import numpy as np
 
-from jaxdp import atomic
+from jaxdp import _validate, atomic
 from jaxdp.data import fetching
 from jaxdp.data.catalogue import CATALOGUE, original_files
 from jaxdp.data.dataset import Dataset
@@ -30,8 +30,7 @@ def data_folder() -> pathlib.Path:
 
 
 def _known(name: str) -> None:
-    if name not in CATALOGUE:
-        raise ValueError(f"data={name!r}: nothing to prepare; choose from {', '.join(CATALOGUE)}")
+    _validate.one_of(CATALOGUE, data=name)
 
 
 def is_prepared(name: str) -> bool:

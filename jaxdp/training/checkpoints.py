@@ -16,7 +16,8 @@ import pathlib
 import shutil
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
+from types import FrameType
 from typing import Any, NamedTuple
 
 import jax
@@ -142,19 +143,19 @@ class Writer:
 
 
 @contextlib.contextmanager
-def _uninterrupted() -> Iterator[None]:
+def _uninterrupted() -> Generator[None]:
     """Holds Ctrl-C back until the end, where orbax would answer it with the tracebacks of its threads."""
     if threading.current_thread() is not threading.main_thread():
         yield  # Python interrupts the main thread alone
         return
-    received = []
-    before = signal.signal(signal.SIGINT, lambda *signal_and_frame: received.append(signal_and_frame))
+    received: list[FrameType | None] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: received.append(frame))
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
     if received and callable(before):
-        before(*received[0])
+        before(signal.SIGINT, received[0])
 
 
 def _unfinished(folder: pathlib.Path) -> list[pathlib.Path]:

@@ -177,6 +177,19 @@ def test_the_version_is_said(capsys):
     assert capsys.readouterr().out == f"{jaxdp.__version__}\n"
 
 
+_HEAVY = "matplotlib pandas tyro tensorflow_datasets orbax sklearn PIL IPython tqdm"
+
+
+def test_nothing_heavy_is_loaded_before_it_is_asked_for():
+    """Nor the laboratory, by the library or by the command line that has not been told a command."""
+    modules = "import jaxdp, jaxdp.cli, jaxdp.data, jaxdp.sampling, jaxdp.training.checkpoints, sys"
+    program = f"{modules}; print([m for m in '{_HEAVY} jaxdp.laboratory'.split() if m in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "[]\n"
+
+
 def test_usage_lists_every_command(capsys):
     assert cli.main([]) == 0
     usage = capsys.readouterr().out
