@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from jaxdp import records as results
+from jaxdp.laboratory import records as results
 from jaxdp.intervals import wilson
 
 VARIANTS = ("non_private", "fixed", "linear", "staircase", "exponential", "quarter_cosine", "l2_max")

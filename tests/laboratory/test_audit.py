@@ -15,7 +15,7 @@ from scipy import stats
 
 from jaxdp import auditing as evidence
 from jaxdp import cli, clipping, sampling
-from jaxdp import records as results
+from jaxdp.laboratory import records as results
 from jaxdp._privatize import privatize
 from jaxdp.accounting import pld
 from jaxdp.clipping import clipped_gradients

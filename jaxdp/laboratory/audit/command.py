@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 import jax
 
-from jaxdp import records as results
 from jaxdp._privatize import entropy_key
+from jaxdp.laboratory import records
 from jaxdp.laboratory.audit import audit, canaries
 from jaxdp.laboratory.audit.audit import Finding
 from jaxdp.training.config import TrainConfig
@@ -187,14 +187,14 @@ def run(config: Config) -> int:
         entries.append(_entry(row, found))
         if not config.json:
             print(_line(row, found), flush=True)
-    record = results.audit_record(
+    record = records.audit_record(
         seed=config.seed,
         config=dataclasses.asdict(config),
         confidence=config.confidence,
         findings=entries,
         seconds=time.perf_counter() - began,
     )
-    path = results.write(record, config.output)
+    path = records.write(record, config.output)
     if config.json:
         print(json.dumps(record, allow_nan=False))
     else:
