@@ -3,6 +3,7 @@
 Run as `python -m benchmarks accounting`; writes `benchmarks/records/accounting.json`.
 """
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -24,6 +25,7 @@ RECORD = pathlib.Path(__file__).parent / "records" / "accounting.json"
 RATES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.05, 0.1, 0.3, 0.5, 0.7, 0.9, 0.99, 1.0)
 SIGMAS = (0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0, 15.0, 30.0, 60.0, 100.0)
 ADD = dict(delta=1e-5, adjacency="add_or_remove_one")
+CLAIM = accounting.Claim(**ADD)
 TARGET = 0.4  # epsilon: 0.4497 is what the linear schedule spends unchanged
 COMMAND = "account --schedule linear --steps 10000 --sampling-rate 0.01 --delta 1e-5"
 
@@ -86,7 +88,7 @@ def timings() -> dict:
         },
         "pld_half_percent": _timed(lambda: pld.bounds(runs, 1e-5, replace=False, tolerance=0.005)),
         "pld_tenth_percent": _timed(lambda: pld.bounds(runs, 1e-5, replace=False, tolerance=0.001), 1),
-        "trajectory": _timed(lambda: accounting.epsilon_trajectory(ledger, **ADD)),
+        "trajectory": _timed(lambda: accounting.epsilon_trajectory(ledger, CLAIM)),
         "matched_constant": _timed(lambda: calibration.matched_constant(ledger, **ADD)),
     }
     for what in calibration.WHAT:
@@ -109,9 +111,9 @@ def figures() -> dict:
     found = {}
     for name in ("fixed", "linear", "staircase", "exponential", "quarter_cosine"):
         ledger = calibration.Plan(schedule=name, steps=10_000, sampling=Sampling(rate=0.01)).ledger()
-        bounds = accounting.epsilon(ledger, **ADD, accountant="pld")
+        bounds = accounting.epsilon(ledger, CLAIM)
         found[name] = {
-            "rdp": accounting.epsilon(ledger, **ADD, accountant="rdp").value,
+            "rdp": accounting.epsilon(ledger, dataclasses.replace(CLAIM, accountant="rdp")).value,
             "pld": bounds.value,
             "pld_lower": bounds.lower,
             "matched_constant": calibration.matched_constant(ledger, **ADD),

@@ -126,7 +126,9 @@ def epsilons(result: TrainResult) -> dict[str, float]:
     """What the run spent, by either accountant."""
     settings: dict[str, Any] = dict(delta=DELTA, adjacency=result.config.adjacency)
     return {
-        accountant: accounting.epsilon(result.ledger, accountant=accountant, **settings).value
+        accountant: accounting.epsilon(
+            result.ledger, accounting.Claim(accountant=accountant, **settings)
+        ).value
         for accountant in ("rdp", "pld")
     }
 

@@ -104,7 +104,7 @@ def calibrate(
         raise ValueError(f"what={what!r}: choose from {', '.join(WHAT)}")
     if what == "sampling_rate" and plan.sampling.kind not in ("poisson", "without_replacement"):
         raise ValueError(f"what={what!r}: {plan.sampling.kind} batches have no sampling rate to choose")
-    accounting.validate(delta, adjacency, accountant)
+    accounting.Claim(delta=delta, adjacency=adjacency, accountant=accountant)
     exact = _exact(plan, what, delta, adjacency, "rdp", tolerance)
     aim = target_epsilon * (1 - (0 if what == "steps" else _MARGIN))
     start, near = _value(plan, what), 0.05
@@ -128,9 +128,8 @@ def _value(plan: Plan, what: str) -> float:
 def _exact(plan, what, delta, adjacency, accountant, tolerance) -> Callable[[float], float]:
     def spent(value: float) -> float:
         ledger = _set(plan, what, value).ledger()
-        return accounting.epsilon(
-            ledger, delta=delta, adjacency=adjacency, accountant=accountant, tolerance=tolerance
-        ).value
+        claim = accounting.Claim(delta=delta, adjacency=adjacency, accountant=accountant)
+        return accounting.epsilon(ledger, claim, tolerance=tolerance).value
 
     return spent
 
@@ -141,7 +140,7 @@ def _searched(plan, what, delta, adjacency) -> list[Callable[[float], float]]:
     """
     ledger = plan.ledger()
     if not ledger.private:
-        accounting.epsilon(ledger, delta=delta, adjacency=adjacency)  # raises, saying why
+        accounting.epsilon(ledger, accounting.Claim(delta=delta, adjacency=adjacency))  # raises, saying why
     if what in ("scale", "sampling_rate"):
         compressed = _Compressed(accounting.runs(ledger, adjacency), adjacency)
         if what == "scale":
@@ -263,11 +262,13 @@ def matched_constant(
 
     Args and errors as `accounting.epsilon`; `target` is the ledger's epsilon, where it is known already.
     """
-    settings = dict(
-        delta=delta, adjacency=adjacency, accountant=accountant, tolerance=tolerance, nominal=nominal
-    )
+    claim = accounting.Claim(delta=delta, adjacency=adjacency, accountant=accountant)
+
+    def spent(ledger: Ledger) -> float:
+        return accounting.epsilon(ledger, claim, tolerance=tolerance, nominal=nominal).value
+
     if target is None:
-        target = accounting.epsilon(ledger, **settings).value
+        target = spent(ledger)
 
     def constant(value: float) -> Ledger:
         return Ledger(
@@ -280,6 +281,4 @@ def matched_constant(
         raise ValueError(f"epsilon={target}: no constant noise multiplier is singled out by it")
     guess = accounting.equivalent_noise_multiplier(ledger)
     precision = 1e-7 if accountant == "rdp" else tolerance / 50
-    return _solve(
-        lambda v: accounting.epsilon(constant(v), **settings).value, "scale", target, guess, precision
-    )
+    return _solve(lambda v: spent(constant(v)), "scale", target, guess, precision)

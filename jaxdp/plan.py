@@ -74,10 +74,8 @@ class Plan:
         >>> from jaxdp import accounting
         >>> sampler = jaxdp.sampling.poisson(60_000, 0.01, steps=10_000)
         >>> plan = Plan.of(jaxdp.clipping.flat(4.0), 6.0, sampler, steps=10_000)
-        >>> spent = accounting.epsilon(
-        ...     plan.ledger(), delta=1e-5, adjacency="add_or_remove_one", accountant="rdp"
-        ... )
-        >>> round(spent.value, 4)
+        >>> claim = accounting.Claim(delta=1e-5, adjacency="add_or_remove_one", accountant="rdp")
+        >>> round(accounting.epsilon(plan.ledger(), claim).value, 4)
         0.6592
         """
         if noise_multiplier is None:

@@ -17,7 +17,7 @@ from jaxdp.training import record as recording
 from jaxdp.training import run as runs
 from jaxdp.training.config import TrainConfig
 
-SETTINGS = dict(delta=1e-5, adjacency="add_or_remove_one")
+CLAIM = accounting.Claim(delta=1e-5, adjacency="add_or_remove_one")
 CONFIG = TrainConfig(model="logistic", steps=2, noise_seed=1)
 
 
@@ -38,9 +38,9 @@ def test_l2_max_has_no_epsilon(digits):
     result = trained(digits, clipping="l2_max")
     assert result.epsilon is None
     with pytest.raises(ValueError, match="private=False"):
-        accounting.epsilon(result.ledger, **SETTINGS)
+        accounting.epsilon(result.ledger, CLAIM)
     assert "NOT PRIVATE" in said(result) and "norms of private gradients" in said(result)
-    nominal = accounting.epsilon(result.ledger, nominal=True, **SETTINGS)
+    nominal = accounting.epsilon(result.ledger, CLAIM, nominal=True)
     with pytest.raises(ValueError, match="nominal=False"):
         privacy_statement(result.ledger, dataclasses.replace(nominal, nominal=False))
     with pytest.raises(ValueError, match="budget_epsilon=1"):

@@ -2,10 +2,10 @@
 
 >>> from jaxdp import accounting
 >>> from jaxdp.calibration import Plan
->>> from jaxdp.ledger import Sampling
+>>> from jaxdp.accounting.ledger import Sampling
 >>> plan = Plan(schedule="fixed", steps=10_000, sampling=Sampling(kind="poisson", rate=0.01))
->>> spent = accounting.epsilon(plan.ledger(), delta=1e-5, adjacency="add_or_remove_one", accountant="rdp")
->>> round(spent.value, 4)
+>>> claim = accounting.Claim(delta=1e-5, adjacency="add_or_remove_one", accountant="rdp")
+>>> round(accounting.epsilon(plan.ledger(), claim).value, 4)
 0.6592
 
 Adjacency is never implied, and decides what may be claimed:
@@ -24,11 +24,11 @@ part in one step of an epoch at the most, and the divergence is at most that of 
 
 from jaxdp.accounting._epsilon import ACCOUNTANTS as ACCOUNTANTS
 from jaxdp.accounting._epsilon import ADJACENCIES as ADJACENCIES
+from jaxdp.accounting._epsilon import Claim as Claim
 from jaxdp.accounting._epsilon import Epsilon as Epsilon
 from jaxdp.accounting._epsilon import divergences as divergences
 from jaxdp.accounting._epsilon import epsilon as epsilon
 from jaxdp.accounting._epsilon import equivalent_noise_multiplier as equivalent_noise_multiplier
 from jaxdp.accounting._epsilon import runs as runs
-from jaxdp.accounting._epsilon import validate as validate
 from jaxdp.accounting.trajectory import epsilon_trajectory as epsilon_trajectory
 from jaxdp.accounting.trajectory import steps_within as steps_within

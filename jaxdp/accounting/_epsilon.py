@@ -7,6 +7,7 @@ import math
 import numpy as np
 from jaxtyping import Float
 
+from jaxdp import _validate
 from jaxdp.accounting import pld, rdp
 from jaxdp.accounting.ledger import Entry, Ledger, epoch_minima
 from jaxdp.accounting.pld import Steps
@@ -14,6 +15,31 @@ from jaxdp.accounting.pld import Steps
 ADJACENCIES = ("add_or_remove_one", "replace_one", "zero_out")
 ACCOUNTANTS = ("rdp", "pld")
 _REMEMBERED = 2000  # noise multipliers of a run whose divergences are kept
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Claim:
+    """What an epsilon is claimed at, and by whom it is computed.
+
+    Attributes:
+      delta: the failure probability, in (0, 1/2); far below one over the number of examples, or it covers
+        giving some of them away whole.
+      adjacency: one of `ADJACENCIES`.
+      accountant: one of `ACCOUNTANTS`.
+
+    >>> Claim(delta=0.5, adjacency="zero_out")
+    Traceback (most recent call last):
+    ValueError: delta=0.5: must lie in (0, 0.5)
+    """
+
+    delta: float
+    adjacency: str
+    accountant: str = "pld"
+
+    def __post_init__(self):
+        _validate.between(0, 0.5, delta=self.delta)
+        _validate.one_of(ADJACENCIES, adjacency=self.adjacency)
+        _validate.one_of(ACCOUNTANTS, accountant=self.accountant)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,16 +76,6 @@ class Epsilon:
             f"{self.accountant.upper()}, "
             f"{self.adjacency}, {self.sampling}"
         )
-
-
-def validate(delta: float, adjacency: str, accountant: str = "rdp") -> None:
-    """Refuses what no epsilon can be stated for."""
-    if isinstance(delta, bool) or not 0 < delta < 1:
-        raise ValueError(f"delta={delta}: must lie in (0, 1)")
-    if adjacency not in ADJACENCIES:
-        raise ValueError(f"adjacency={adjacency!r}: choose from {', '.join(ADJACENCIES)}")
-    if accountant not in ACCOUNTANTS:
-        raise ValueError(f"accountant={accountant!r}: choose from {', '.join(ACCOUNTANTS)}")
 
 
 def _refuse_adaptive(ledger: Ledger) -> None:
@@ -137,22 +153,15 @@ def _describe(ledger: Ledger) -> str:
 
 
 def epsilon(
-    ledger: Ledger,
-    *,
-    delta: float,
-    adjacency: str,
-    accountant: str = "pld",
-    tolerance: float = pld.TOLERANCE,
-    nominal: bool = False,
+    ledger: Ledger, claim: Claim, *, tolerance: float = pld.TOLERANCE, nominal: bool = False
 ) -> Epsilon:
-    """Epsilon at delta of the steps in a ledger.
+    """Epsilon of the steps in a ledger.
 
     Args:
       ledger: what was done, or is planned.
-      delta: in (0, 1).
-      adjacency: one of `ADJACENCIES`.
-      accountant: `rdp`, or `pld`: tighter, with a lower bound.  Where delta is below what the rounding of a
-        long composition is charged (2e-16 a step), `pld` has no upper bound of its own and gives that of RDP.
+      claim: delta, adjacency and accountant: `pld` is tighter than `rdp` and has a lower bound.  Where delta is
+        below what the rounding of a long composition is charged (2e-16 a step), `pld` has no upper bound of
+        its own and gives that of RDP.
       tolerance: relative width of the bracket of `pld`.
       nominal: give the number that the noise multipliers would mean for a run that is not private, labelled
         so.
@@ -163,20 +172,19 @@ def epsilon(
     Formal guarantee: unless nominal, the run is (value, delta)-differentially private for one example under
     the adjacency, if its noise multipliers and sampling are what the ledger says.
     """
-    validate(delta, adjacency, accountant)
     _refuse_not_private(ledger, nominal)
-    if not tolerance > 0:
-        raise ValueError(f"tolerance={tolerance}: must be > 0")
+    _validate.positive(tolerance=tolerance)
+    delta, adjacency = claim.delta, claim.adjacency
     steps = runs(ledger, adjacency)
     common = dict(
         delta=delta,
-        accountant=accountant,
+        accountant=claim.accountant,
         adjacency=adjacency,
         sampling=_describe(ledger),
         ledger=ledger.sha256,
         nominal=not ledger.private,
     )
-    if accountant == "rdp":
+    if claim.accountant == "rdp":
         value, order = _renyi(steps, delta, adjacency)
         return Epsilon(value=value, lower=None, order=order, **common)
     fixed_size = all(entry.sampling.kind == "without_replacement" for entry in ledger.entries)

@@ -28,11 +28,10 @@ the account kept on the device is exact in int32, and what the host adds up from
 The rounding costs at most one unit a step: 1e-5 of the budget in 10,000 steps.
 """
 
-import math
-
 import numpy as np
 from jaxtyping import Float, Int
 
+from jaxdp import _validate
 from jaxdp.accounting import _epsilon as accounting
 from jaxdp.accounting import rdp
 from jaxdp.accounting.ledger import Filter, Ledger
@@ -48,13 +47,13 @@ def conversion(order, delta: float):
 
 
 def create(
-    epsilon: float, *, delta: float, adjacency: str, sampling_rate: float, noise_multiplier: float
+    epsilon: float, claim: accounting.Claim, *, sampling_rate: float, noise_multiplier: float
 ) -> Filter:
     """The filter for a budget (epsilon, delta), at the order that would admit most steps of a public guess.
 
     Args:
-      epsilon, delta: the budget of the whole run, and its claim.
-      adjacency: as `accounting.epsilon`.
+      epsilon: the budget of the whole run, and what it claims.
+      claim: delta and adjacency; its accountant is not asked, a filter adds up Renyi divergences.
       sampling_rate: q of the guess; 1 for full batches.
       noise_multiplier: of the guess.  It decides the order and with it how far the budget goes; the guarantee
         holds whatever is used.
@@ -65,22 +64,22 @@ def create(
     Formal guarantee: a run whose costs at the order stay within the budget is (epsilon, delta)-differentially
     private, by the theorem of this module and the conversion.
     """
-    accounting.validate(delta, adjacency)
-    if not (math.isfinite(epsilon) and epsilon > 0):
-        raise ValueError(f"budget_epsilon={epsilon}: must be finite and > 0")
+    _validate.positive(budget_epsilon=epsilon)
     orders = rdp.ORDERS[rdp.ORDERS > 1.01]
-    budgets = epsilon - conversion(orders, delta)
-    cost = accounting.divergences(sampling_rate, np.array([noise_multiplier]), adjacency, orders)[0]
+    budgets = epsilon - conversion(orders, claim.delta)
+    cost = accounting.divergences(sampling_rate, np.array([noise_multiplier]), claim.adjacency, orders)[0]
     steps = np.where(budgets > 0, budgets / cost, 0)
     best = int(np.argmax(steps))
     if steps[best] <= 0:
-        raise ValueError(f"budget_epsilon={epsilon}, delta={delta}: leaves nothing to spend at any order")
+        raise ValueError(
+            f"budget_epsilon={epsilon}, delta={claim.delta}: leaves nothing to spend at any order"
+        )
     return Filter(
         order=float(orders[best]),
         budget=float(budgets[best]),
         epsilon=float(epsilon),
-        delta=delta,
-        adjacency=adjacency,
+        delta=claim.delta,
+        adjacency=claim.adjacency,
     )
 
 

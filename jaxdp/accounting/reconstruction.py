@@ -23,6 +23,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import special
 
+from jaxdp import _validate
 from jaxdp.accounting import _epsilon as accounting
 from jaxdp.accounting import pld
 from jaxdp.accounting.ledger import Ledger
@@ -97,14 +98,13 @@ def bound(
 
     Formal guarantee: no attacker does better, whatever it computes.
     """
-    if not 0 < prior < 1:
-        raise ValueError(f"prior={prior}: must lie in (0, 1)")
+    _validate.between(0, 1, prior=prior)
     stop = ledger.steps if stop is None else stop
     if not 0 <= start < stop <= ledger.steps:
         raise ValueError(f"start={start}, stop={stop}: need 0 <= start < stop <= {ledger.steps}")
     if not ledger.private:
         raise ValueError(f"private=False: no bound holds for this run: {' '.join(ledger.reasons)}")
-    accounting.validate(0.5, adjacency)
+    _validate.one_of(accounting.ADJACENCIES, adjacency=adjacency)
     shift = 2.0 if adjacency == "replace_one" else 1.0
     runs = _window(ledger, adjacency, start, stop, amplified)
     if any(run.noise_multipliers[0] == 0 for run in runs):

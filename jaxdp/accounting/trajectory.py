@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxdp.accounting import pld, rdp
-from jaxdp.accounting._epsilon import _participation, _refuse_not_private, divergences, epsilon, validate
+from jaxdp.accounting._epsilon import Claim, _participation, _refuse_not_private, divergences, epsilon
 from jaxdp.accounting.ledger import Entry, Ledger
 
 _CHUNK = 8192  # steps of a trajectory at a time
@@ -42,52 +42,39 @@ def _increments(entry: Entry, adjacency: str):
         yield rows
 
 
-def epsilon_trajectory(
-    ledger: Ledger, *, delta: float, adjacency: str, nominal: bool = False
-) -> Float[np.ndarray, " steps"]:
-    """The RDP epsilon spent after every step, in one pass: element t is after the steps 0 .. t.
+def epsilon_trajectory(ledger: Ledger, claim: Claim, *, nominal: bool = False) -> Float[np.ndarray, " steps"]:
+    """The epsilon spent after every step, by RDP whatever the claim's accountant, in one pass.
+
+    Element t is after the steps 0 .. t.
 
     Args and errors as `epsilon`.
     """
-    validate(delta, adjacency)
     _refuse_not_private(ledger, nominal)
     total, spent = np.zeros(rdp.ORDERS.size), []
     for entry in ledger.entries:
-        for rows in _increments(entry, adjacency):
+        for rows in _increments(entry, claim.adjacency):
             cumulative = total + np.cumsum(rows, axis=0)
             total = cumulative[-1]
-            spent.append(rdp.epsilon(cumulative, delta)[0])
+            spent.append(rdp.epsilon(cumulative, claim.delta)[0])
     return np.concatenate([np.empty(0), *spent])
 
 
-def steps_within(
-    ledger: Ledger,
-    budget_epsilon: float,
-    *,
-    delta: float,
-    adjacency: str,
-    accountant: str = "rdp",
-    tolerance: float = pld.TOLERANCE,
-) -> int:
+def steps_within(ledger: Ledger, budget: float, claim: Claim, *, tolerance: float = pld.TOLERANCE) -> int:
     """The largest number of first steps of a ledger whose epsilon does not pass the budget.
 
     Args:
       ledger: what was done so far and the plan for the rest.
-      budget_epsilon: >= 0.
-      delta, adjacency, accountant, tolerance: as `epsilon`.
+      budget: the epsilon that may be spent, >= 0.
+      claim, tolerance: as `epsilon`.
     """
-    if not budget_epsilon >= 0:
-        raise ValueError(f"budget_epsilon={budget_epsilon}: must be >= 0")
-    validate(delta, adjacency, accountant)
-    trajectory = epsilon_trajectory(ledger, delta=delta, adjacency=adjacency)
-    within = int(np.searchsorted(trajectory, budget_epsilon, side="right"))
-    if accountant == "rdp":
+    if not budget >= 0:
+        raise ValueError(f"budget={budget}: must be >= 0")
+    within = int(np.searchsorted(epsilon_trajectory(ledger, claim), budget, side="right"))
+    if claim.accountant == "rdp":
         return within
 
     def fits(steps: int) -> bool:
-        part = ledger.until(steps)
-        spent = epsilon(part, delta=delta, adjacency=adjacency, accountant="pld", tolerance=tolerance)
-        return spent.value <= budget_epsilon
+        return epsilon(ledger.until(steps), claim, tolerance=tolerance).value <= budget
 
     return _largest(fits, within, ledger.steps)
 

@@ -69,8 +69,6 @@ class Config:
     """Calibrate `--calibrate` to spend this."""
     calibrate: Literal["scale", "steps", "sampling_rate", "end"] = "scale"
     """What to change for `--target-epsilon`."""
-    methods: Literal["tight", "all"] = "tight"
-    """`all` adds the composition methods of published comparisons, with their caveats."""
     reconstruction: bool = False
     """Add the largest success of any reconstruction attack, early, late and over the whole run."""
     prior: float = 0.1
@@ -150,17 +148,23 @@ def answer(config: Config) -> dict:
     if config.nominal and config.clipping != "l2_max":
         raise ValueError(f"nominal=True: {config.clipping!r} is private, its epsilon is a guarantee")
     plan = plan_of(config)
-    settings = dict(delta=config.delta, adjacency=config.adjacency, tolerance=config.tolerance)
+    settings = dict(delta=config.delta, adjacency=config.adjacency)
     accountants = ("rdp", "pld") if config.accountant == "both" else (config.accountant,)
-    accounting.validate(config.delta, config.adjacency)
+    claims = [accounting.Claim(**settings, accountant=name) for name in accountants]
     if config.target_epsilon is not None:
         plan = calibration.calibrate(
-            plan, config.target_epsilon, config.calibrate, accountant=accountants[0], **settings
+            plan,
+            config.target_epsilon,
+            config.calibrate,
+            accountant=accountants[0],
+            tolerance=config.tolerance,
+            **settings,
         )
     plan, note = _with_counts(plan, config)
     ledger = plan.ledger()
     found = [
-        accounting.epsilon(ledger, accountant=a, nominal=config.nominal, **settings) for a in accountants
+        accounting.epsilon(ledger, claim, nominal=config.nominal, tolerance=config.tolerance)
+        for claim in claims
     ]
     result: dict = {
         "schedule": config.schedule,
@@ -175,12 +179,6 @@ def answer(config: Config) -> dict:
     note = _PER_LAYER_NOMINAL if config.clipping == "per_layer_published" else note
     if note is not None:
         result["note"] = note
-    if config.methods == "all":
-        from jaxdp.accounting import composition
-
-        if config.clipping == "l2_max":
-            raise ValueError(f"methods={config.methods!r}: l2_max is not private, no method applies")
-        result["methods"] = composition.table(ledger, **settings)
     if config.reconstruction:
         from jaxdp.accounting import reconstruction
 
@@ -228,8 +226,6 @@ def run(config: Config) -> None:
         print(f"matched constant noise multiplier (effective): {result['matched_constant']:.3f}")
     if "note" in result:
         print(result["note"])
-    for row in result.get("methods", ()):
-        print(f"  {row.method:<14} epsilon = {row.epsilon:<10.4f} {row.caveat}")
     if "reconstruction" in result:
         _print_windows(result["reconstruction"], config.prior)
     print(f"\n{result['statement']}")
@@ -246,6 +242,6 @@ def _plain(result: dict) -> dict:
     """Without dataclasses and without infinities, which JSON does not have."""
     plain = {**result, "statement": result["statement"].to_dict()}
     plain["epsilons"] = [dataclasses.asdict(e) for e in result["epsilons"]]
-    for name in {"methods", "reconstruction"} & set(plain):
-        plain[name] = [dataclasses.asdict(row) for row in result[name]]
+    if "reconstruction" in plain:
+        plain["reconstruction"] = [dataclasses.asdict(row) for row in result["reconstruction"]]
     return json.loads(json.dumps(plain), parse_constant=lambda _: None)

@@ -7,8 +7,8 @@ import optax
 from jaxtyping import Array, Float, PyTree
 from optax import GradientTransformation
 
+from jaxdp import accounting, clipping, models, schedules
 from jaxdp import adaptive_noise as following
-from jaxdp import clipping, models, schedules
 from jaxdp.accounting import filters
 from jaxdp.accounting.ledger import Filter
 from jaxdp.adaptive_noise import Following
@@ -68,7 +68,12 @@ def make_following(config: TrainConfig, sampling_rate: float, kept: Filter | Non
             raise ValueError(f"{name}={value}: the run's filter was fixed at {name}={getattr(kept, name)}")
     if kept is None:
         middle = (start * end) ** 0.5 if start > 0 and end > 0 else start
-        kept = filters.create(**settings, sampling_rate=sampling_rate, noise_multiplier=middle)
+        kept = filters.create(
+            settings["epsilon"],
+            accounting.Claim(delta=config.delta, adjacency=config.adjacency),
+            sampling_rate=sampling_rate,
+            noise_multiplier=middle,
+        )
     return following.create(kept, start=start, end=end, sampling_rate=sampling_rate, steps=config.steps)
 
 

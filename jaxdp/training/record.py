@@ -23,9 +23,7 @@ def privacy(result: TrainResult) -> dict[str, Any]:
     config, spent, claimed = result.config, result.ledger, result.epsilon
     noised = result.run.clipper is not None
     if claimed is None and noised:  # a published number, labelled nominal
-        claimed = accounting.epsilon(
-            spent, delta=config.delta, adjacency=config.adjacency, accountant=config.accountant, nominal=True
-        )
+        claimed = accounting.epsilon(spent, runs.claim_of(config), nominal=True)
     prepared = () if result.run.dataset.public_preprocessing else ("preprocessed_on_private_data",)
     statement = privacy_statement(spent, claimed, disclosed=prepared)
     settings = ("delta", "accountant", "adjacency", "sampling")

@@ -137,13 +137,12 @@ def _affordable(plan: Ledger, config: TrainConfig) -> int:
     """How many steps of the plan the budget allows."""
     if config.budget_epsilon is None:
         return plan.steps
-    return accounting.steps_within(
-        plan,
-        config.budget_epsilon,
-        delta=config.delta,
-        adjacency=config.adjacency,
-        accountant=config.accountant,
-    )
+    return accounting.steps_within(plan, config.budget_epsilon, claim_of(config))
+
+
+def claim_of(config: TrainConfig) -> accounting.Claim:
+    """What the run's epsilon is claimed at."""
+    return accounting.Claim(delta=config.delta, adjacency=config.adjacency, accountant=config.accountant)
 
 
 def claim(spent: Ledger, config: TrainConfig) -> accounting.Epsilon | None:
@@ -152,9 +151,7 @@ def claim(spent: Ledger, config: TrainConfig) -> accounting.Epsilon | None:
         return None
     if spent.filter is not None:
         return filters.epsilon(spent)
-    return accounting.epsilon(
-        spent, delta=config.delta, adjacency=config.adjacency, accountant=config.accountant
-    )
+    return accounting.epsilon(spent, claim_of(config))
 
 
 @dataclasses.dataclass
@@ -354,8 +351,8 @@ def _advance(
 
 
 @functools.lru_cache(maxsize=1024)  # runs that differ in their seeds alone spend the same
-def _pld_epsilon(spent: Ledger, delta: float, adjacency: str) -> float:
-    return accounting.epsilon(spent, delta=delta, adjacency=adjacency, accountant="pld").value
+def _pld_epsilon(spent: Ledger, claim: accounting.Claim) -> float:
+    return accounting.epsilon(spent, claim).value
 
 
 def epsilon_curve(spent: Ledger, config: TrainConfig, steps: list[int]) -> list[float | None]:
@@ -365,7 +362,7 @@ def epsilon_curve(spent: Ledger, config: TrainConfig, steps: list[int]) -> list[
     if spent.filter is not None:  # what a filter guarantees is its budget, at every step
         return [filters.epsilon(spent).value] * len(steps)
     if config.accountant == "pld":
-        settings = (config.delta, config.adjacency)
-        return [0.0 if step == 0 else _pld_epsilon(spent.until(step), *settings) for step in steps]
-    values = accounting.epsilon_trajectory(spent, delta=config.delta, adjacency=config.adjacency)
+        claim = claim_of(config)
+        return [0.0 if step == 0 else _pld_epsilon(spent.until(step), claim) for step in steps]
+    values = accounting.epsilon_trajectory(spent, claim_of(config))
     return [0.0 if step == 0 else float(values[step - 1]) for step in steps]

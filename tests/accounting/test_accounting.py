@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 
 from jaxdp import accounting, calibration, clipping, sampling, schedules
-from jaxdp.accounting import ledger, pld, rdp
+from jaxdp.accounting import Claim, ledger, pld, rdp, trajectory
 from jaxdp.accounting.ledger import Entry, Ledger, Sampling, run_lengths
 from jaxdp.calibration import Plan
 from jaxdp.clipping import adaptive as adaptive_clipping
 
 POISSON = Sampling(kind="poisson", rate=0.01)
 ADD = dict(delta=1e-5, adjacency="add_or_remove_one")
+CLAIM = Claim(**ADD)
+RDP = Claim(**ADD, accountant="rdp")
 
 
 def plan(schedule="fixed", steps=10_000, **changes):
@@ -68,7 +70,7 @@ def old_conversion(run):
 
 def test_figures_of_the_fixed_and_linear_schedule(fixed, linear):
     for run, new, old in ((fixed, 0.6592, 0.8227), (linear, 0.4497, 0.5748)):
-        assert accounting.epsilon(run, **ADD, accountant="rdp").value == pytest.approx(new, abs=5e-4)
+        assert accounting.epsilon(run, RDP).value == pytest.approx(new, abs=5e-4)
         assert old_conversion(run) == pytest.approx(old, abs=5e-4)
     assert calibration.matched_constant(linear, **ADD) == pytest.approx(8.507, abs=2e-3)
     assert accounting.equivalent_noise_multiplier(linear) == pytest.approx(8.507, rel=0.004)
@@ -77,39 +79,39 @@ def test_figures_of_the_fixed_and_linear_schedule(fixed, linear):
 @pytest.mark.parametrize(("layers", "expected"), [(1, 0.659), (3, 1.219), (10, 2.517)])
 def test_per_tensor_clipping_with_the_full_bound_costs_the_root_of_the_tensors(layers, expected):
     run = plan(noise_ratio=1 / math.sqrt(layers)).ledger()
-    assert accounting.epsilon(run, **ADD, accountant="rdp").value == pytest.approx(expected, abs=1e-3)
+    assert accounting.epsilon(run, RDP).value == pytest.approx(expected, abs=1e-3)
 
 
 def test_replace_one_costs_at_least_the_doubled_sensitivity(fixed):
     """1.440 is the add/remove figure at half the noise multiplier, which is no theorem for replace-one: the
     proved bounds are 1.621 (RDP) and 1.488 (PLD), and the known worst pair attains 1.271.
     """
-    halved = accounting.epsilon(fixed.scaled(0.5), **ADD, accountant="rdp").value
+    halved = accounting.epsilon(fixed.scaled(0.5), RDP).value
     assert halved == pytest.approx(1.440, abs=1e-3)
-    replaced = accounting.epsilon(fixed, delta=1e-5, adjacency="replace_one", accountant="rdp").value
-    tighter = accounting.epsilon(fixed, delta=1e-5, adjacency="replace_one", accountant="pld")
+    replaced = accounting.epsilon(fixed, Claim(delta=1e-5, adjacency="replace_one", accountant="rdp")).value
+    tighter = accounting.epsilon(fixed, Claim(delta=1e-5, adjacency="replace_one", accountant="pld"))
     assert halved < replaced < 1.2 * halved
     assert tighter.lower < tighter.value < replaced
     assert (replaced, tighter.value) == (pytest.approx(1.6206, abs=1e-3), pytest.approx(1.4884, abs=5e-3))
     assert tighter.lower == pytest.approx(1.271, abs=5e-3)
     full = plan(sampling=Sampling(kind="full"), steps=5).ledger()
-    doubled = accounting.epsilon(full, delta=1e-5, adjacency="replace_one").value
-    assert doubled == pytest.approx(accounting.epsilon(full.scaled(0.5), **ADD).value, rel=1e-12)
+    doubled = accounting.epsilon(full, Claim(delta=1e-5, adjacency="replace_one")).value
+    assert doubled == pytest.approx(accounting.epsilon(full.scaled(0.5), CLAIM).value, rel=1e-12)
 
 
 @pytest.mark.parametrize(("uses", "exact"), [(1, 0.594), (10, 2.114), (100, 8.004)])
 def test_unamplified_uses(uses, exact):
     run = plan(steps=uses, sampling=Sampling(kind="full")).ledger()
-    assert accounting.epsilon(run, **ADD, accountant="pld").value == pytest.approx(exact, abs=5e-4)
-    assert accounting.epsilon(run, **ADD, accountant="rdp").value > exact
+    assert accounting.epsilon(run, CLAIM).value == pytest.approx(exact, abs=5e-4)
+    assert accounting.epsilon(run, RDP).value > exact
 
 
 @pytest.mark.parametrize("name", ["staircase", "quarter_cosine"])
 def test_rdp_is_dp_accountings_of_the_event(name):
     run = plan(name, steps=60).ledger()
     expected = dp.rdp.RdpAccountant().compose(ledger.to_event(run)).get_epsilon(1e-5)
-    assert accounting.epsilon(run, **ADD, accountant="rdp").value == pytest.approx(expected, rel=1e-9)
-    zeroed = accounting.epsilon(run, delta=1e-5, adjacency="zero_out", accountant="rdp").value
+    assert accounting.epsilon(run, RDP).value == pytest.approx(expected, rel=1e-9)
+    zeroed = accounting.epsilon(run, Claim(delta=1e-5, adjacency="zero_out", accountant="rdp")).value
     assert zeroed == pytest.approx(expected, rel=1e-9)
 
 
@@ -118,11 +120,11 @@ def test_without_replacement_is_tighter_than_the_general_theorem():
     Gaussian.
     """
     run = plan(steps=500, sampling=Sampling(kind="without_replacement", rate=0.02)).ledger()
-    ours = accounting.epsilon(run, delta=1e-5, adjacency="replace_one", accountant="rdp").value
+    ours = accounting.epsilon(run, Claim(delta=1e-5, adjacency="replace_one", accountant="rdp")).value
     event = dp.SampledWithoutReplacementDpEvent(1000, 20, dp.GaussianDpEvent(3.0))
     reference = dp.rdp.RdpAccountant(list(range(2, 65)), dp.NeighboringRelation.REPLACE_ONE)
     assert ours < reference.compose(event, 500).get_epsilon(1e-5)
-    assert accounting.epsilon(run, delta=1e-5, adjacency="replace_one").lower < ours
+    assert accounting.epsilon(run, Claim(delta=1e-5, adjacency="replace_one")).lower < ours
 
 
 def shuffled(sigmas, epoch=4, start=0):
@@ -135,10 +137,10 @@ def shuffled(sigmas, epoch=4, start=0):
 def test_shuffled_batches_are_one_gaussian_step_an_epoch():
     run = Ledger((shuffled([9, 8, 7, 6, 5, 4, 3, 2, 8, 9.0]),))
     mu = math.sqrt(sum(s**-2 for s in (6, 2, 8)))
-    spent = accounting.epsilon(run, delta=1e-5, adjacency="zero_out")
+    spent = accounting.epsilon(run, Claim(delta=1e-5, adjacency="zero_out"))
     assert spent.value == spent.lower == pytest.approx(pld.gaussian_epsilon(mu, 1e-5), rel=1e-12)
     assert "no amplification" in str(spent)
-    replaced = accounting.epsilon(run, delta=1e-5, adjacency="replace_one").value
+    replaced = accounting.epsilon(run, Claim(delta=1e-5, adjacency="replace_one")).value
     assert replaced == pytest.approx(pld.gaussian_epsilon(2 * mu, 1e-5), rel=1e-12)
 
 
@@ -151,11 +153,13 @@ MIXED = Ledger((
 
 @pytest.mark.parametrize("adjacency", ["zero_out", "replace_one"])
 def test_the_trajectory_is_epsilon_after_every_step(adjacency, monkeypatch):
-    monkeypatch.setattr(accounting, "_CHUNK", 7)
-    spent = accounting.epsilon_trajectory(MIXED, delta=1e-5, adjacency=adjacency)
+    monkeypatch.setattr(trajectory, "_CHUNK", 7)
+    spent = accounting.epsilon_trajectory(MIXED, Claim(delta=1e-5, adjacency=adjacency))
     assert spent.shape == (41,) and np.all(np.diff(spent) >= 0)
     for step in (1, 9, 31, 32, 33, 36, 37, 39, 41):
-        one = accounting.epsilon(MIXED.until(step), delta=1e-5, adjacency=adjacency, accountant="rdp").value
+        one = accounting.epsilon(
+            MIXED.until(step), Claim(delta=1e-5, adjacency=adjacency, accountant="rdp")
+        ).value
         assert spent[step - 1] == pytest.approx(one, rel=1e-12)
 
 
@@ -163,17 +167,17 @@ def test_the_trajectory_is_epsilon_after_every_step(adjacency, monkeypatch):
 @pytest.mark.parametrize("budget", [0.0, 0.2, 0.3, 99.0])
 def test_steps_within_is_the_last_step_that_fits(accountant, budget):
     run = plan("staircase", steps=1_000, scale=0.3).ledger()
-    settings = dict(**ADD, accountant=accountant)
-    fits = accounting.steps_within(run, budget, **settings)
-    assert fits == 0 or accounting.epsilon(run.until(fits), **settings).value <= budget
-    assert fits == 1_000 or accounting.epsilon(run.until(fits + 1), **settings).value > budget
+    claim = Claim(**ADD, accountant=accountant)
+    fits = accounting.steps_within(run, budget, claim)
+    assert fits == 0 or accounting.epsilon(run.until(fits), claim).value <= budget
+    assert fits == 1_000 or accounting.epsilon(run.until(fits + 1), claim).value > budget
     assert (budget == 0.0) == (fits == 0) and (budget == 99.0) == (fits == 1_000)
 
 
 @pytest.mark.parametrize("what", calibration.WHAT)
 def test_calibration_meets_the_target_from_below(what):
     found = calibration.calibrate(plan("linear", steps=2_000), 0.5, what, **ADD)
-    spent = accounting.epsilon(found.ledger(), **ADD, accountant="rdp").value
+    spent = accounting.epsilon(found.ledger(), RDP).value
     assert 0.5 * (1 - 1e-3 if what == "steps" else 1 - 1e-4) <= spent <= 0.5
     unchanged = {"scale", "steps", "parameters", "sampling"} - {
         what if what in ("scale", "steps") else {"end": "parameters", "sampling_rate": "sampling"}[what]
@@ -181,7 +185,7 @@ def test_calibration_meets_the_target_from_below(what):
     assert all(getattr(found, name) == getattr(plan("linear", steps=2_000), name) for name in unchanged)
     if what == "steps":
         longer = dataclasses.replace(found, steps=found.steps + 3)
-        assert accounting.epsilon(longer.ledger(), **ADD, accountant="rdp").value > 0.5
+        assert accounting.epsilon(longer.ledger(), RDP).value > 0.5
 
 
 @pytest.mark.parametrize("sampling", [POISSON, Sampling(kind="shuffled", rate=0.01, steps_per_epoch=100)])
@@ -193,13 +197,13 @@ def test_the_calibrated_length_is_the_largest(sampling):
     assert found.steps != 300
     for steps, fits in ((found.steps, True), (found.steps + 1, False)):
         run = dataclasses.replace(found, steps=steps).ledger()
-        spent = accounting.epsilon(run, **settings, accountant="rdp").value
+        spent = accounting.epsilon(run, Claim(**settings, accountant="rdp")).value
         assert (spent <= 0.7) == fits
 
 
 def test_calibration_by_pld_allows_more():
     found = calibration.calibrate(plan("staircase", steps=500), 0.5, **ADD, accountant="pld")
-    spent = accounting.epsilon(found.ledger(), **ADD, accountant="pld").value
+    spent = accounting.epsilon(found.ledger(), CLAIM).value
     assert 0.497 <= spent <= 0.5
     assert found.scale < calibration.calibrate(plan("staircase", steps=500), 0.5, **ADD).scale
 
@@ -207,7 +211,7 @@ def test_calibration_by_pld_allows_more():
 @pytest.mark.parametrize("name", schedules.NAMES)
 def test_every_schedule_scales_to_the_same_epsilon(name):
     found = calibration.calibrate(plan(name, steps=300), 1.0, **ADD)
-    assert accounting.epsilon(found.ledger(), **ADD, accountant="rdp").value == pytest.approx(1, rel=1e-5)
+    assert accounting.epsilon(found.ledger(), RDP).value == pytest.approx(1, rel=1e-5)
 
 
 def test_the_plan_spends_what_its_function_draws():
@@ -220,16 +224,20 @@ L2_MAX = dict(private=False, reasons=("The noise reveals norms.",), mechanism="l
 
 def test_a_run_that_is_not_private_has_only_a_nominal_number():
     run = plan(steps=10, **L2_MAX).ledger()
-    for call in (accounting.epsilon, accounting.epsilon_trajectory, calibration.matched_constant):
+    for call in (
+        lambda: accounting.epsilon(run, CLAIM),
+        lambda: accounting.epsilon_trajectory(run, CLAIM),
+        lambda: calibration.matched_constant(run, **ADD),
+    ):
         with pytest.raises(ValueError, match=r"private=False.*reveals norms"):
-            call(run, **ADD)
+            call()
     with pytest.raises(ValueError, match="private=False"):
-        accounting.steps_within(run, 1.0, **ADD)
+        accounting.steps_within(run, 1.0, CLAIM)
     with pytest.raises(ValueError, match="private=False"):
         calibration.calibrate(plan(steps=10, **L2_MAX), 1.0, **ADD)
-    nominal = accounting.epsilon(run, **ADD, nominal=True)
+    nominal = accounting.epsilon(run, CLAIM, nominal=True)
     assert nominal.nominal and "NOMINAL, not a privacy guarantee" in str(nominal)
-    honest = accounting.epsilon(plan(steps=10).ledger(), **ADD, nominal=True)
+    honest = accounting.epsilon(plan(steps=10).ledger(), CLAIM, nominal=True)
     assert not honest.nominal and "NOMINAL" not in str(honest)
 
 
@@ -237,15 +245,22 @@ def test_a_run_that_is_not_private_has_only_a_nominal_number():
     ("change", "message"),
     [
         (dict(delta=0.0), "delta=0.0"),
+        (dict(delta=0.5), "delta=0.5"),
         (dict(delta=1.0), "delta=1.0"),
+        (dict(delta=math.nan), "delta=nan"),
+        (dict(delta=True), "delta=True"),
         (dict(adjacency="neighbours"), "adjacency='neighbours'"),
         (dict(accountant="gdp"), "accountant='gdp'"),
-        (dict(tolerance=0.0), "tolerance=0.0"),
     ],
 )
-def test_bad_settings_are_refused(change, message, fixed):
+def test_a_claim_of_nothing_is_refused(change, message):
     with pytest.raises(ValueError, match=message):
-        accounting.epsilon(fixed, **{**ADD, **change})
+        Claim(**{**ADD, **change})
+
+
+def test_a_tolerance_of_nothing_is_refused(fixed):
+    with pytest.raises(ValueError, match=r"tolerance=0\.0"):
+        accounting.epsilon(fixed, CLAIM, tolerance=0.0)
 
 
 @pytest.mark.parametrize(
@@ -259,32 +274,34 @@ def test_bad_settings_are_refused(change, message, fixed):
 def test_what_has_no_theorem_is_refused(sampling, adjacency):
     run = plan(steps=20, sampling=sampling).ledger()
     with pytest.raises(ValueError, match=f"adjacency='{adjacency}'"):
-        accounting.epsilon(run, delta=1e-5, adjacency=adjacency)
+        accounting.epsilon(run, Claim(delta=1e-5, adjacency=adjacency))
 
 
 def test_a_delta_below_rounding_is_still_bounded(fixed):
-    settings = dict(delta=1e-14, adjacency="add_or_remove_one")
     assert pld.bounds(accounting.runs(fixed, "zero_out"), 1e-14, replace=False).upper == math.inf
-    by_pld, by_rdp = (accounting.epsilon(fixed, **settings, accountant=a) for a in ("pld", "rdp"))
+    by_pld, by_rdp = (
+        accounting.epsilon(fixed, Claim(delta=1e-14, adjacency="zero_out", accountant=a))
+        for a in ("pld", "rdp")
+    )
     assert by_pld.lower <= by_pld.value == by_rdp.value < 2
 
 
 @pytest.mark.parametrize("accountant", accounting.ACCOUNTANTS)
 def test_nothing_done_and_nothing_hidden(accountant):
     """No step and no participation cost nothing; one step without noise costs everything."""
-    settings = dict(**ADD, accountant=accountant)
-    assert accounting.epsilon(Ledger(), **settings).value == 0
+    claim = Claim(**ADD, accountant=accountant)
+    assert accounting.epsilon(Ledger(), claim).value == 0
     unused = plan(sampling=Sampling(kind="poisson", rate=0.0)).ledger()
-    assert accounting.epsilon(unused, **settings).value == 0
+    assert accounting.epsilon(unused, claim).value == 0
     bare = Entry(start=0, stop=3, noise_multipliers=((2.0, 2), (0.0, 1)), sampling=POISSON)
-    assert accounting.epsilon(Ledger((bare,)), **settings).value == math.inf
+    assert accounting.epsilon(Ledger((bare,)), claim).value == math.inf
 
 
-def test_adjacency_and_delta_are_never_implied(fixed):
+def test_adjacency_and_delta_are_never_implied():
     with pytest.raises(TypeError):
-        accounting.epsilon(fixed, delta=1e-5)
+        Claim(delta=1e-5)
     with pytest.raises(TypeError):
-        accounting.epsilon(fixed, adjacency="zero_out")
+        Claim(adjacency="zero_out")
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from jaxdp import accounting, data
 from jaxdp import adaptive_noise as following
 from jaxdp._privatize import privatize
-from jaxdp.accounting import composition, filters, ledger
+from jaxdp.accounting import Claim, filters, ledger
 from jaxdp.accounting.filters import UNITS
 from jaxdp.accounting.ledger import Entry, Ledger, Sampling, from_json, run_lengths
 from jaxdp.accounting.statement import privacy_statement
@@ -43,8 +43,9 @@ from jaxdp.training import (
 )
 from jaxdp.training.config import TrainConfig
 
-BUDGET = dict(delta=1e-5, adjacency="add_or_remove_one", sampling_rate=0.1, noise_multiplier=2.0)
-FILTER = filters.create(2.0, **BUDGET)
+CLAIM = Claim(delta=1e-5, adjacency="add_or_remove_one")
+GUESS = dict(sampling_rate=0.1, noise_multiplier=2.0)
+FILTER = filters.create(2.0, CLAIM, **GUESS)
 POISSON = Sampling(rate=0.1)
 
 
@@ -79,9 +80,8 @@ def test_never_admits_beyond_the_budget_and_stops_only_before_the_step_that_woul
 @pytest.mark.parametrize("adjacency", ["add_or_remove_one", "replace_one", "zero_out"])
 @pytest.mark.parametrize("sigma, rate", [(0.8, 0.02), (2.0, 0.1), (6.0, 1.0)])
 def test_equals_ordinary_composition_at_its_order_where_nothing_adapts(adjacency, sigma, rate):
-    filter = filters.create(
-        3.0, **{**BUDGET, "adjacency": adjacency, "sampling_rate": rate, "noise_multiplier": sigma}
-    )
+    claim = Claim(delta=1e-5, adjacency=adjacency, accountant="rdp")
+    filter = filters.create(3.0, claim, sampling_rate=rate, noise_multiplier=sigma)
     cost = accounting.divergences(rate, np.array([sigma]), adjacency, np.array([filter.order]))[0, 0]
     planned = int(filter.budget / cost)
     steps = filters.admitted(filter, rate, np.full(planned + 50, sigma))
@@ -89,7 +89,7 @@ def test_equals_ordinary_composition_at_its_order_where_nothing_adapts(adjacency
     # And the order is the one that ordinary accounting would have used for these steps.
     sampling = Sampling(kind="full") if rate == 1 else Sampling(rate=rate)
     ordinary = kept([sigma] * max(steps, 1), None, sampling=sampling)
-    spent = accounting.epsilon(ordinary, delta=1e-5, adjacency=adjacency, accountant="rdp")
+    spent = accounting.epsilon(ordinary, claim)
     if steps > 20:
         assert spent.value == pytest.approx(3.0, rel=0.05) and spent.value <= 3.0
 
@@ -111,7 +111,7 @@ def test_cost_in_units_is_never_below_the_divergence():
 
 
 def test_the_order_is_chosen_for_the_guess_and_kept_whatever_is_used():
-    quiet = filters.create(2.0, **{**BUDGET, "noise_multiplier": 20.0})
+    quiet = filters.create(2.0, CLAIM, sampling_rate=0.1, noise_multiplier=20.0)
     assert quiet.order != FILTER.order
     sigmas = np.full(10_000, 20.0)
     assert filters.admitted(quiet, 0.1, sigmas) > filters.admitted(FILTER, 0.1, sigmas)
@@ -130,13 +130,11 @@ def test_what_was_spent_before_counts():
 
 def test_ordinary_accounting_refuses_what_a_filter_admitted():
     run = kept([2.0] * 20)
-    common = dict(delta=1e-5, adjacency="add_or_remove_one")
-    for accountant in ("rdp", "pld"):
-        with pytest.raises(ValueError, match="filter: the noise multipliers followed"):
-            accounting.epsilon(run, accountant=accountant, **common)
-    for refused in (accounting.epsilon_trajectory, composition.table):
-        with pytest.raises(ValueError, match="filter: "):
-            refused(run, **common)
+    for accountant in accounting.ACCOUNTANTS:
+        claim = dataclasses.replace(CLAIM, accountant=accountant)
+        for refused in (accounting.epsilon, accounting.epsilon_trajectory):
+            with pytest.raises(ValueError, match="filter: the noise multipliers followed"):
+                refused(run, claim)
     with pytest.raises(ValueError, match="filter: "):
         ledger.to_event(run)
     with pytest.raises(ValueError, match="filter=None"):
@@ -183,7 +181,7 @@ def test_the_statement_says_that_it_is_a_filter():
     ):
         assert part in text
     ordinary = kept([2.0, 1.5, 1.5], None)
-    spent = accounting.epsilon(ordinary, delta=1e-5, adjacency="zero_out", accountant="rdp")
+    spent = accounting.epsilon(ordinary, Claim(delta=1e-5, adjacency="zero_out"))
     assert "filter" not in str(privacy_statement(ordinary, spent))
     for wrong in ((run, spent), (ordinary, filters.epsilon(run))):
         with pytest.raises(ValueError, match="a run under a filter, and no other"):
@@ -193,9 +191,8 @@ def test_the_statement_says_that_it_is_a_filter():
 @pytest.mark.parametrize(
     "build, text",
     [
-        (lambda: filters.create(0.0, **BUDGET), "budget_epsilon=0.0"),
-        (lambda: filters.create(1e-9, **BUDGET), "budget_epsilon=1e-09"),
-        (lambda: filters.create(1.0, **{**BUDGET, "delta": 0.0}), "delta=0.0"),
+        (lambda: filters.create(0.0, CLAIM, **GUESS), "budget_epsilon=0.0"),
+        (lambda: filters.create(1e-9, CLAIM, **GUESS), "budget_epsilon=1e-09"),
         (lambda: dataclasses.replace(FILTER, order=1.0), "order=1.0"),
         (lambda: dataclasses.replace(FILTER, budget=float("nan")), "budget=nan"),
     ],
@@ -342,8 +339,8 @@ def test_the_record_says_what_holds(whole):
 
 _WORKER = """
 import json, sys
-from jaxdp import runs
-from jaxdp.train_config import TrainConfig
+from jaxdp.training import run as runs
+from jaxdp.training.config import TrainConfig
 runs.train(TrainConfig(**json.loads(sys.argv[1])), folder=sys.argv[2], resume=True)
 """
 

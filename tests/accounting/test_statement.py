@@ -11,12 +11,12 @@ from jaxdp.accounting.ledger import Sampling
 from jaxdp.accounting.statement import privacy_statement
 from jaxdp.calibration import Plan
 
-SETTINGS = dict(delta=1e-5, accountant="rdp")
+CLAIM = accounting.Claim(delta=1e-5, adjacency="zero_out", accountant="rdp")
 
 
 def stated(adjacency="zero_out", nominal=False, disclosed=(), **changes):
     run = Plan(**{**dict(steps=20, sampling=Sampling(rate=0.1)), **changes}).ledger()
-    spent = accounting.epsilon(run, adjacency=adjacency, nominal=nominal, **SETTINGS)
+    spent = accounting.epsilon(run, dataclasses.replace(CLAIM, adjacency=adjacency), nominal=nominal)
     return privacy_statement(run, spent, disclosed=disclosed), spent
 
 
@@ -91,7 +91,7 @@ def test_a_run_that_is_not_private_is_never_given_a_guarantee():
 def test_an_epsilon_of_another_ledger_is_not_stated():
     short, long = (Plan(steps=n, sampling=Sampling(rate=0.1)).ledger() for n in (10, 10_000))
     with pytest.raises(ValueError, match="another ledger"):
-        privacy_statement(long, accounting.epsilon(short, adjacency="zero_out", **SETTINGS))
+        privacy_statement(long, accounting.epsilon(short, CLAIM))
 
 
 def test_a_private_run_needs_its_epsilon_and_known_disclosures():

@@ -238,8 +238,8 @@ def test_the_matched_constant_spends_what_the_published_schedule_spends():
         plan = calibration.Plan(
             schedule=sigma, steps=config.steps, sampling=Sampling(kind="poisson", rate=config.sampling_rate)
         )
-        settings = dict(delta=1e-5, adjacency="add_or_remove_one", accountant=config.accountant)
-        return accounting.epsilon(plan.ledger(), **settings).value
+        claim = accounting.Claim(delta=1e-5, adjacency="add_or_remove_one", accountant=config.accountant)
+        return accounting.epsilon(plan.ledger(), claim).value
 
     constant = schedules.constant(config.noise_multiplier)
     np.testing.assert_allclose(spent(constant), spent(schedules.linear(config.steps)), rtol=5e-3)

@@ -79,13 +79,8 @@ def claimed(subject: Subject) -> tuple[Ledger, Epsilon]:
     """The ledger and the epsilon of the audited steps, as a run of this configuration states them."""
     config = subject.config
     ledger = Ledger().append(runs.entry(subject.run, 0, config.steps))
-    epsilon = accounting.epsilon(
-        ledger,
-        delta=config.delta,
-        adjacency=config.adjacency,
-        accountant="pld",
-        nominal=not ledger.private,
-    )
+    claim = accounting.Claim(delta=config.delta, adjacency=config.adjacency)
+    epsilon = accounting.epsilon(ledger, claim, nominal=not ledger.private)
     return ledger, epsilon
 
 

@@ -23,7 +23,7 @@ def equal_by_rdp() -> list[dict[str, Any]]:
             for name in ("fixed", *schedules.DYNAMIC):
                 plan = Plan(schedule=name, steps=steps, sampling=Sampling(kind="poisson", rate=rate))
                 ledger = calibration.calibrate(plan, target, accountant="rdp", **options).ledger()
-                spent = accounting.epsilon(ledger, accountant="pld", **options).value
+                spent = accounting.epsilon(ledger, accounting.Claim(**options)).value
                 rows.append(
                     {
                         "sampling_rate": rate, "steps": steps, "schedule": name, "by_rdp": target,

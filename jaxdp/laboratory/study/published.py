@@ -17,11 +17,12 @@ STEPS, RATE, PRIOR = 10_000, 0.01, 0.1
 def published() -> list[dict[str, Any]]:
     """The published comparison, as published and at the epsilon of its fixed run: accounting alone."""
     options = dict(delta=TrainConfig.delta, adjacency=TrainConfig.adjacency, accountant="rdp")
+    claim = accounting.Claim(**options)
     sampling = Sampling(kind="poisson", rate=RATE)
     rows, target = [], None
     for name in ("fixed", *schedules.DYNAMIC):
         plan = Plan(schedule=name, steps=STEPS, sampling=sampling)
-        spent = accounting.epsilon(plan.ledger(), **options).value
+        spent = accounting.epsilon(plan.ledger(), claim).value
         target = spent if target is None else target
         scaled = calibration.calibrate(plan, target, **options)
         for at, own in (("as published", plan), ("equal epsilon", scaled)):
@@ -31,7 +32,7 @@ def published() -> list[dict[str, Any]]:
                 {
                     "schedule": name, "at": at, "steps": STEPS, "sampling_rate": RATE,
                     **options, "start": float(sigma[0]), "end": float(sigma[-1]),
-                    "epsilon": accounting.epsilon(ledger, **options).value,
+                    "epsilon": accounting.epsilon(ledger, claim).value,
                     "matched_constant": calibration.matched_constant(ledger, **options),
                     "prior": PRIOR,
                     "bound": _window_bound(ledger, 0, STEPS),
