@@ -16,13 +16,14 @@ import json
 import math
 import os
 import pathlib
+import types
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from jaxdp import _forms, _validate, accounting, atomic
-from jaxdp.accounting import filters, ledger
+from jaxdp.accounting import Claim, filters, ledger
 from jaxdp.accounting.ledger import Ledger
 from jaxdp.environment import environment
 
@@ -79,6 +80,9 @@ class Record:
             datetime.datetime.fromisoformat(self.created)
         except ValueError:
             raise ValueError(f"created={self.created!r}: must be a time in ISO 8601") from None
+        for name in ("data", "model"):  # what records are grouped by
+            if not isinstance(self.config.get(name), (str, types.NoneType)):
+                raise ValueError(f"config.{name}={self.config[name]!r}: must be text")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -261,8 +265,8 @@ def check_claim(record: Train) -> None:
 @functools.lru_cache(maxsize=1024)  # runs that differ in their seeds alone spend the same
 def _epsilon(spent: Ledger, delta: float, adjacency: str, accountant: str) -> float:
     if spent.filter is None:
-        settings = dict(delta=delta, adjacency=adjacency, accountant=accountant)
-        return accounting.epsilon(spent, nominal=not spent.private, **settings).value
+        claim = Claim(delta=delta, adjacency=adjacency, accountant=accountant)
+        return accounting.epsilon(spent, claim, nominal=not spent.private).value
     claim = filters.epsilon(spent)
     for name, stated in (("delta", delta), ("adjacency", adjacency)):
         if stated != getattr(claim, name):

@@ -18,9 +18,10 @@ from typing import Any, Literal
 import numpy as np
 
 from jaxdp import _validate
-from jaxdp.records import Record, form, made, read
+from jaxdp.records import Record, form, made
 from jaxdp.records import environment as environment
 from jaxdp.records import plain as plain
+from jaxdp.records import read as read
 from jaxdp.records import train_record as train_record
 from jaxdp.records import validate as validate
 from jaxdp.records import write as write
@@ -221,15 +222,11 @@ def newest(records: Iterable[Mapping]) -> list[Any]:
     """Of a run that was resumed, and so left several records, the last: the others are parts of it."""
     records = list(records)
     last: dict[str, Mapping] = {}
-    for record in of_kind(records, "train"):
-        name, before = record.get("run"), last.get(record.get("run"))
-        if name and (before is None or _age(before) <= _age(record)):
-            last[name] = record
-    return [
-        record
-        for record in records
-        if record["kind"] != "train" or last.get(record.get("run"), record) is record
-    ]
+    for record in sorted(of_kind(records, "train"), key=_age):
+        if record.get("run"):
+            last[record["run"]] = record
+    kept = {id(record) for record in last.values()}
+    return [r for r in records if r["kind"] != "train" or not r.get("run") or id(r) in kept]
 
 
 def _age(record: Mapping) -> tuple[str, int]:

@@ -15,10 +15,10 @@ from scipy import stats
 
 from jaxdp import auditing as evidence
 from jaxdp import cli, clipping, sampling
-from jaxdp.laboratory import records as results
 from jaxdp._privatize import privatize
 from jaxdp.accounting import pld
 from jaxdp.clipping import clipped_gradients
+from jaxdp.laboratory import records as results
 from jaxdp.laboratory.audit import audit, canaries
 from jaxdp.laboratory.audit import command as command
 from jaxdp.training import configured

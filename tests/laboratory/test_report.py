@@ -13,8 +13,8 @@ import synthetic_records as synthetic
 from PIL import Image
 
 from jaxdp import cli
-from jaxdp.laboratory import records as results
 from jaxdp.intervals import Interval
+from jaxdp.laboratory import records as results
 from jaxdp.laboratory.report import figures, tables
 from jaxdp.laboratory.report import page as report
 

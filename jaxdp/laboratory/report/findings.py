@@ -19,7 +19,8 @@ def shown(records: Sequence[Mapping]) -> list[str]:
         equal = max(values) - min(values) <= 0.01 * max(values)
         span = f"ε = {max(values):.2f}" if equal else f"different ε, {min(values):.2f} to {max(values):.2f}"
         consequence = "" if equal else "; their accuracy and resilience are not comparable at face value"
-        sentences.append(f"{len(private)} private variants have {span}{consequence}.")
+        have = "variant has" if len(private) == 1 else "variants have"
+        sentences.append(f"{len(private)} private {have} {span}{consequence}.")
     if len(private) > 1:
         best, worst = (pick(private, key=lambda row: row["accuracy"]) for pick in (max, min))
         gap = best["accuracy"] - worst["accuracy"]
