@@ -292,9 +292,7 @@ def test_any_field_of_another_type_is_refused_by_name_or_read_without_harm(tmp_p
     """Each field in turn becomes each kind of wrong: what is read, tables, sentences and the page take."""
     made = [synthetic.train(), synthetic.attack(), audit()]
     refused = set()
-    for record, value in itertools.product(
-        made, ("no", -3, 10**400, math.nan, None, [], {"x": []})
-    ):
+    for record, value in itertools.product(made, ("no", -3, 10**400, math.nan, None, [], {"x": []})):
         for path in leaves(record):
             try:
                 read = records.read(written(changed(record, path, value), tmp_path))

@@ -118,7 +118,9 @@ def _four_metrics(records) -> str:
         )
         body.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
     return (
-        "<h2>Four metrics</h2>" + table(f"{_FOUR}<tbody>{''.join(body)}</tbody>") + f"\n{_settings(records)}"
+        "<h2>Four metrics</h2>"
+        + table(f"{_FOUR}<tbody>{''.join(body)}</tbody>", "wide")
+        + f"\n{_settings(records)}"
     )
 
 
@@ -186,11 +188,12 @@ def _statements(records) -> str:
     for variant in tables.variants(records):
         runs = [run for run in of_kind(records, "train") if run["variant"] == variant]
         private = all(run["privacy"]["private"] for run in runs)
-        unchecked = any(run.get("ledger") is None for run in runs)
-        words = ("private, not checked" if unchecked else "private") if private else ""
+        checked = all(run.get("ledger") is not None for run in runs)
+        mark = badge("yes", "private") if checked else badge("open", "private, not checked")
+        mark = mark if private else badge("no", "not private")
         texts = dict.fromkeys(f"{run['privacy']['statement']}\n\nSeeds: {run['seed_policy']}" for run in runs)
         body = "".join(f"<pre>{text(own)}</pre>" for own in texts)
-        title = f"{swatch(palette[variant])}{text(label(variant))}{badge(private, words)}"
+        title = f"{swatch(palette[variant])}{text(label(variant))}{mark}"
         entries += f"<details><summary>{title}</summary>{body}</details>"
     return f'<h2>Privacy statements</h2><div class="card">{entries}</div>\n'
 

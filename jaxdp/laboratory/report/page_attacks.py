@@ -17,17 +17,21 @@ def _staged(records) -> list[Mapping]:
     return [attack for attack in of_kind(records, "attack") if attack["stage"] is not None]
 
 
+def _points(attacks) -> list[str]:
+    """Where gradients leaked: before noise was added, then after."""
+    return list(dict.fromkeys(a["leak_point"] for a in sorted(attacks, key=lambda a: a["noise_std"] > 0)))
+
+
 def by_leak_point(records: Sequence[Mapping]) -> str:
     """Success and error by variant, leak point and stage."""
     attacks, names = _staged(records), tables.variants(records)
     if not attacks:
         return ""
     palette = figures.colours(names)
-    points = list(dict.fromkeys(attack["leak_point"] for attack in attacks))
     stages = [stage for stage in STAGES if any(attack["stage"] == stage for attack in attacks)]
     private = {row["variant"]: row["private"] for row in tables.summary(records).to_dict("records")}
     body = []
-    for point in points:
+    for point in _points(attacks):
         body.append(f'<tr class="group"><th colspan="{len(stages) + 1}">leaked: {text(point)}</th></tr>')
         for name in names:
             own = [a for a in attacks if a["variant"] == name and a["leak_point"] == point]
@@ -37,7 +41,10 @@ def by_leak_point(records: Sequence[Mapping]) -> str:
     head = "".join(f"<th>{stage}</th>" for stage in stages)
     return (
         "<h2>Attacks by leak point and stage of training</h2>"
-        + table(f'<thead class="plain"><tr><th>variant</th>{head}</tr></thead><tbody>{"".join(body)}</tbody>')
+        + table(
+            f'<thead class="plain"><tr><th>variant</th>{head}</tr></thead><tbody>{"".join(body)}</tbody>',
+            "stages",
+        )
         + '\n<p class="soft">Share of images recognised, its 95 % interval, and the median RMSE, of the '
         f"strongest attack tried.{_threshold(attacks)}</p>\n"
     )
@@ -54,14 +61,14 @@ def _cell(attacks) -> str:
     share = tables.resilience(attacks)
     interval = f"{100 * share['low']:.0f}–{100 * share['high']:.0f}"
     error = "–" if np.isnan(share["rmse"]) else f"{share['rmse']:.3f}"
-    return f"<td>{percent(share['success'])} <small>{interval}</small> · {error}</td>"
+    return f"<td><span>{percent(share['success'])}</span> <small>{interval}</small> <span>{error}</span></td>"
 
 
 def reconstructions(records: Sequence[Mapping]) -> str:
     """Originals beside what came back, a card a leak point: the earliest stage in sight, the others folded."""
     attacks = [attack for attack in _staged(records) if attack.get("images")]
     cards = []
-    for point in dict.fromkeys(attack["leak_point"] for attack in attacks):
+    for point in _points(attacks):
         own = [attack for attack in attacks if attack["leak_point"] == point]
         first, *others = [stage for stage in STAGES if any(attack["stage"] == stage for attack in own)]
         folded = "".join(
