@@ -1,6 +1,6 @@
 """Test accuracy at a given epsilon: `python -m benchmarks accuracy [--data mnist] [--recipe best]`.
 
-Two recipes a data set, both through `runs.train` with `tanh_cnn` at (epsilon, delta) = (3, 1e-5), Poisson
+Two recipes a data set, both through `jaxdp.train` with `tanh_cnn` at (epsilon, delta) = (3, 1e-5), Poisson
 sampling, add or remove one example:
 
 - `simple`: plain SGD, large batches, a small clip bound, accounted for by RDP;
@@ -30,8 +30,9 @@ import numpy as np
 from benchmarks import timing
 from jaxdp import accounting, data
 from jaxdp.data import Dataset
-from jaxdp.training import run as runs
+from jaxdp.training import configured
 from jaxdp.training.config import TrainConfig
+from jaxdp.training.configured import Run
 from jaxdp.training.run import TrainResult
 
 EPSILON, DELTA = 3.0, 1e-5
@@ -49,7 +50,7 @@ class Recipe:
     def config(self, name: str, train_size: int, seed: int) -> TrainConfig:
         """The run on that many examples."""
         steps = round(self.epochs * train_size / self.batch_size)
-        return TrainConfig(
+        return TrainConfig.of(
             data=name,
             model="tanh_cnn",
             target_epsilon=EPSILON,
@@ -64,9 +65,12 @@ class Recipe:
         )
 
 
+SIMPLE = dict(optimizer="sgd", learning_rate=40.0, l2_norm_clip=0.1, accountant="rdp")
 RECIPES = {
     ("mnist", "simple"): Recipe(
-        batch_size=2048, epochs=15, options=dict(optimizer="sgd", learning_rate=40.0, l2_norm_clip=0.1)
+        batch_size=2048,
+        epochs=15,
+        options=SIMPLE,
     ),
     ("mnist", "best"): Recipe(
         batch_size=8192,
@@ -76,7 +80,9 @@ RECIPES = {
         ),
     ),
     ("fashion_mnist", "simple"): Recipe(
-        batch_size=2048, epochs=15, options=dict(optimizer="sgd", learning_rate=40.0, l2_norm_clip=0.1)
+        batch_size=2048,
+        epochs=15,
+        options=SIMPLE,
     ),
     ("fashion_mnist", "best"): Recipe(
         batch_size=4096,
@@ -99,24 +105,22 @@ def held_out(dataset: Dataset, number: int) -> Dataset:
     return dataclasses.replace(dataset, train_x=x[rest], train_y=y[rest], test_x=x[held], test_y=y[held])
 
 
-def measured(recipe: Recipe, dataset: Dataset, name: str, seeds: int) -> Iterator[TrainResult]:
+def measured(recipe: Recipe, dataset: Dataset, name: str, seeds: int) -> Iterator[tuple[Run, TrainResult]]:
     """The runs of all seeds, from 0; compiled once."""
-    run = None
-    config = recipe.config(name, dataset.train_size, 0)
+    first = configured.build(recipe.config(name, dataset.train_size, 0), dataset=dataset)
     for seed in range(seeds):
-        config = dataclasses.replace(config, seed=seed, noise_seed=seed)
-        result = runs.train(config, dataset=dataset, run=run)
-        config, run = result.config, result.run
+        run = first.adjusted(first.config.replace(seed=seed, noise_seed=seed))
+        result = run.train()
         print(f"seed {seed}: {result.curves['test_accuracy'][-1]:.4f} in {result.seconds:.0f} s", flush=True)
-        yield result
+        yield run, result
 
 
-def row(result: TrainResult) -> dict[str, Any]:
+def row(run: Run, result: TrainResult) -> dict[str, Any]:
     """One seed."""
     return {
-        "seed": result.config.seed,
+        "seed": run.config.seed,
         "test_accuracy": result.curves["test_accuracy"][-1],
-        "test_accuracy_of_last_step": float(result.run.evaluate(result.state.params)),
+        "test_accuracy_of_last_step": float(run.evaluate(result.state.params)["test_accuracy"]),
         "seconds": result.seconds,
         "compile_seconds": result.compile_seconds,
     }
@@ -124,7 +128,7 @@ def row(result: TrainResult) -> dict[str, Any]:
 
 def epsilons(result: TrainResult) -> dict[str, float]:
     """What the run spent, by either accountant."""
-    settings: dict[str, Any] = dict(delta=DELTA, adjacency=result.config.adjacency)
+    settings: dict[str, Any] = dict(delta=DELTA, adjacency="add_or_remove_one")
     return {
         accountant: accounting.epsilon(
             result.ledger, accounting.Claim(accountant=accountant, **settings)
@@ -153,10 +157,10 @@ def main() -> None:
     recipe, dataset = RECIPES[options.data, options.recipe], data.load(options.data)
     dataset = dataset if options.validation is None else held_out(dataset, options.validation)
     rows = []
-    for result in measured(recipe, dataset, options.data, options.seeds):
+    for run, result in measured(recipe, dataset, options.data, options.seeds):
         if options.validation is not None:
             continue
-        rows.append(row(result))
+        rows.append(row(run, result))
         path = timing.write(  # after each seed, so that nothing is lost of a run cut short
             f"accuracy_{options.data}_{options.recipe}",
             rows,
@@ -166,8 +170,8 @@ def main() -> None:
             epochs=recipe.epochs,
             epsilon=epsilons(result),
             delta=DELTA,
-            parameters=sum(leaf.size for leaf in jax.tree.leaves(result.run.model.params)),
-            config=dataclasses.asdict(result.config),
+            parameters=sum(leaf.size for leaf in jax.tree.leaves(run.model.params)),
+            config=run.config.options(),
         )
         print(path)
 

@@ -1,7 +1,7 @@
 """What a dynamic sigma costs over a fixed one: `python -m benchmarks dynamic`.
 
 The same private step with each schedule, in one process, in many rounds; and whole runs of the compiled
-training loop (`training.build(...).epoch`), in steps a second.  Each must compile once.
+training loop (`configured.build(...).epoch`), in steps a second.  Each must compile once.
 """
 
 import argparse
@@ -12,7 +12,7 @@ import numpy as np
 from benchmarks import networks, timing, variants
 from benchmarks.step import Carried
 from jaxdp import data, schedules
-from jaxdp.training import program as training
+from jaxdp.training import configured
 from jaxdp.training.config import TrainConfig
 
 NAMES = ("fixed", *schedules.DYNAMIC)
@@ -46,18 +46,18 @@ def step_rows(name: str, rounds: int, budget_seconds: float) -> list[dict]:
     ]
 
 
-def _loop(run: training.Run):
+def _loop(run: configured.Run):
     """The first steps of a run, from the same state each time."""
-    state, arrays = run.init(run.config), run.train_arrays()
-    return lambda: run.epoch(state, arrays, np.int32(LOOP_STEPS))
+    state, arrays = run.init(), run.arrays
+    return lambda: run.epoch(state, arrays, LOOP_STEPS)
 
 
 def loop_rows(rounds: int, budget_seconds: float) -> list[dict]:
     """Whole runs of the training loop: an MLP on digits."""
     dataset = data.load("digits")
     built = {
-        schedule: training.build(
-            TrainConfig(schedule=schedule, steps=LOOP_STEPS, noise_seed=0), dataset=dataset
+        schedule: configured.build(
+            TrainConfig.of(schedule=schedule, steps=LOOP_STEPS, noise_seed=0), dataset=dataset
         )
         for schedule in NAMES
     }
@@ -69,11 +69,11 @@ def loop_rows(rounds: int, budget_seconds: float) -> list[dict]:
         {
             "kind": "loop",
             "model": "mlp on digits",
-            "batch": built[schedule].sampler.expected_batch_size,
+            "batch": built[schedule].plan.expected_batch_size,
             "schedule": schedule,
             "steps_per_second": LOOP_STEPS / float(np.median(times)),
             "ratio_to_fixed": timing.ratio(times, seconds["fixed"]),
-            "compilations": len(built[schedule].traces),
+            "compilations": len(built[schedule].program.traces),
             "rounds": len(times),
         }
         for schedule, times in seconds.items()

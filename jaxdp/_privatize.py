@@ -2,15 +2,15 @@
 
 import math
 import os
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Bool, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from jaxdp import gradients, schedules
+from jaxdp import _validate, gradients, schedules
 from jaxdp.clipping import ClippedSum, Clipper
 from jaxdp.noise import noise_like
 from jaxdp.schedules import Schedule
@@ -21,6 +21,21 @@ def entropy_key() -> Array:
     return jax.random.wrap_key_data(jnp.asarray(np.frombuffer(os.urandom(8), np.uint32)), impl="threefry2x32")
 
 
+@runtime_checkable
+class NoisePolicy(Protocol):
+    """What chooses the noise multiplier of each step during the run, as `jaxdp.adaptive_noise` does."""
+
+    noise_multipliers: Float[np.ndarray, " levels"]
+
+    def init(self) -> PyTree:
+        """Returns the state before the first step."""
+        ...
+
+    def charge(self, state: Any, bound: Any, step: Any) -> tuple[Any, Array]:
+        """Returns the next state and the noise multiplier of this step, for the sensitivity `bound`."""
+        ...
+
+
 class PrivatizeState(NamedTuple):
     """State of `privatize`.
 
@@ -28,6 +43,7 @@ class PrivatizeState(NamedTuple):
       step: the number of updates made, which is also the t of sigma(t) and C(t).
       key: the secret from which the noise of every step is derived; never advanced.
       clip: the clipper's own state.
+      noise: the state of the policy that chooses the noise multiplier; () where none does.
       examples: of the last step, the number of examples that counted.
       clipped: of the last step, the number that were scaled down.
       nonfinite: of all steps, the number left out since their gradient was not finite.
@@ -39,6 +55,7 @@ class PrivatizeState(NamedTuple):
     step: Int[Array, ""]
     key: Array
     clip: PyTree
+    noise: PyTree
     examples: Int[Array, ""]
     clipped: Int[Array, ""]
     nonfinite: Int[Array, ""]
@@ -46,7 +63,7 @@ class PrivatizeState(NamedTuple):
 
 def privatize(
     clipper: Clipper,
-    noise_multiplier: float | Schedule | None,
+    noise_multiplier: float | Schedule | NoisePolicy,
     expected_batch_size: float,
     *,
     key: Array | None = None,
@@ -61,8 +78,8 @@ def privatize(
     Args:
       clipper: from `jaxdp.clipping`.
       noise_multiplier: sigma, or the schedule sigma(t), relative to the clipper's noise scale; 0 for no noise
-        (and no privacy).  None where it is chosen from noised outputs: each update then takes its own
-        `noise_multiplier`, and a filter says what may be claimed (`jaxdp.filters`).
+        (and no privacy).  A policy chooses it from noised outputs, and a filter says what may be claimed
+        (`jaxdp.accounting.filters`).
       expected_batch_size: q n for Poisson batches, the fixed size otherwise.  Never the size of the batch at
         hand, which is private.
       key: the noise key.  None takes the operating system's entropy; whoever knows a given key can remove the
@@ -91,18 +108,8 @@ def privatize(
             f"expected_batch_size={expected_batch_size}: must be a number fixed before any batch is drawn; the "
             "size of the batch at hand is private"
         )
-    if not (math.isfinite(expected_batch_size) and expected_batch_size > 0):
-        raise ValueError(f"expected_batch_size={expected_batch_size}: must be finite and > 0")
-    given_each_step = noise_multiplier is None
-    if not (given_each_step or callable(noise_multiplier)) and not (
-        math.isfinite(noise_multiplier) and noise_multiplier >= 0
-    ):
-        raise ValueError(f"noise_multiplier={noise_multiplier}: must be finite and >= 0, or a schedule")
-    if given_each_step or callable(noise_multiplier):
-        sigma = noise_multiplier
-    else:
-        clipper.check([noise_multiplier])
-        sigma = schedules.constant(noise_multiplier) if noise_multiplier else None
+    _validate.positive(expected_batch_size=expected_batch_size)
+    start, choose = _chooser(clipper, noise_multiplier)
 
     def init_fn(params):
         if key is None and any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(params)):
@@ -115,24 +122,20 @@ def privatize(
             step=zero,
             key=entropy_key() if key is None else key,
             clip=clipper.init(params),
+            noise=start(),
             examples=zero,
             clipped=zero,
             nonfinite=zero,
         )
 
-    def update_fn(updates, state, params=None, *, mask=None, noise_multiplier=None, **extra):
-        if (noise_multiplier is not None) != given_each_step:
-            raise ValueError(
-                f"noise_multiplier={noise_multiplier}: an update takes one exactly where privatize was given "
-                "None"
-            )
+    def update_fn(updates, state, params=None, *, mask=None, **extra):
         summed = updates
         if not isinstance(updates, ClippedSum):
             mask = jnp.ones(gradients.batch_size(updates), bool) if mask is None else mask
             summed = clipper.clip(updates, state.clip, state.step, mask)
         gradient_key, clipper_key = jax.random.split(jax.random.fold_in(state.key, state.step))
         total = summed.gradients
-        multiplier = noise_multiplier if sigma is None else sigma(state.step)
+        noise, multiplier = choose(state)
         if multiplier is not None:
             std = clipper.gradient_noise(multiplier) * clipper.noise_scale(summed, state.clip, state.step)
             std = jnp.where(_as_noised_for(clipper, summed, state), std, jnp.nan)
@@ -143,6 +146,7 @@ def privatize(
             step=state.step + 1,
             key=state.key,
             clip=clipper.update(state.clip, summed, state.step, clipper_key),
+            noise=noise,
             examples=summed.examples,
             clipped=summed.clipped,
             nonfinite=state.nonfinite + summed.nonfinite,
@@ -151,9 +155,48 @@ def privatize(
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
+def _chooser(clipper: Clipper, noise_multiplier: float | Schedule | NoisePolicy):
+    """Returns how the state of the noise begins, and `state -> (its next, the noise multiplier or None)`."""
+    if isinstance(noise_multiplier, NoisePolicy):
+        policy, sensitivity = noise_multiplier, clipper.sensitivity
+        if sensitivity is None:
+            raise ValueError(
+                f"clipping={clipper.name!r}: has no sensitivity that a noise policy could follow"
+            )
+        clipper.check(policy.noise_multipliers)
+
+        def charged(state):
+            return policy.charge(state.noise, sensitivity(state.clip, state.step), state.step)
+
+        return policy.init, charged
+    if callable(noise_multiplier):
+        schedule = noise_multiplier
+        return tuple, lambda state: (state.noise, schedule(state.step))
+    if noise_multiplier == 0:
+        return tuple, lambda state: (state.noise, None)
+    if not (math.isfinite(noise_multiplier) and noise_multiplier > 0):
+        raise ValueError(f"noise_multiplier={noise_multiplier}: must be finite and >= 0, or a schedule")
+    clipper.check([noise_multiplier])
+    constant = schedules.constant(noise_multiplier)
+    return tuple, lambda state: (state.noise, constant(state.step))
+
+
 def _as_noised_for(clipper: Clipper, summed: ClippedSum, state: PrivatizeState) -> Bool[Array, ""] | bool:
     """Whether a sum has the sensitivity that its noise is made for; true where it does not say."""
     if clipper.sensitivity is None or isinstance(summed.sensitivity, tuple):
         return True
     own = clipper.sensitivity(state.clip, state.step)
     return jnp.abs(summed.sensitivity - own) <= 1e-5 * own
+
+
+def find_state(opt_state: PyTree) -> PrivatizeState:
+    """The state of `privatize` in the state of the optimizer that it is a part of.
+
+    Raises:
+      ValueError: there is none, or more than one.
+    """
+    is_state = lambda x: isinstance(x, PrivatizeState)  # noqa: E731
+    found = [x for x in jax.tree.leaves(opt_state, is_leaf=is_state) if is_state(x)]
+    if len(found) != 1:
+        raise ValueError(f"opt_state: holds {len(found)} states of privatize; needs the one of its chain")
+    return found[0]

@@ -10,6 +10,9 @@ counts, so sigma(t) depends on released values only; but it does depend on them,
 
 sigma takes one of `LEVELS` values, in geometric steps.  The device knows the cost of each in whole units,
 rounded up, and remembers the level of every step; the ledger is read back from there.
+
+`Adaptive` says what is wanted, `Following` is the policy that does it for one sampling rate and length; its
+state is a part of `PrivatizeState`.
 """
 
 import dataclasses
@@ -19,7 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxdp.accounting import filters
+from jaxdp import _validate, schedules
+from jaxdp.accounting import Claim, filters
 from jaxdp.accounting.ledger import Filter
 
 LEVELS = 256
@@ -102,25 +106,53 @@ class Following:
         return self.noise_multipliers[levels]
 
 
-def create(filter: Filter, *, start: float, end: float, sampling_rate: float, steps: int) -> Following:
-    """The follower between two noise multipliers.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Adaptive:
+    """A noise multiplier that is chosen during the run: what a `Plan` takes in place of a schedule.
 
-    Args:
-      filter: of `filters.create`.
+    Attributes:
+      epsilon: what the run may spend: the budget of its filter, and what is claimed.
+      claim: its delta and adjacency; a Renyi filter, whatever its accountant.
       start: the largest noise multiplier, of the first step.
       end: the smallest.
-      sampling_rate: q; 1 for full batches.
-      steps: the most that the run will take.
+      kept: the filter of a run that goes on; None makes one, at the order that suits the geometric mean of the
+        range.
 
     Raises:
-      ValueError: a range that is none.
+      ValueError: a range that is none, or a filter that was fixed for another claim.
     """
-    if not 0 < end < start < np.inf:
-        raise ValueError(f"start={start}, end={end}: an adaptive schedule needs 0 < end < start, both finite")
-    values = np.geomspace(end, start, LEVELS).astype(np.float32).astype(float)
-    return Following(
-        filter=filter,
-        noise_multipliers=values,
-        units=filters.units(filter, sampling_rate, values),
-        steps=steps,
-    )
+
+    epsilon: float
+    claim: Claim
+    start: float = schedules.PUBLISHED_START
+    end: float = schedules.PUBLISHED_END
+    kept: Filter | None = None
+
+    def __post_init__(self):
+        _validate.positive(budget_epsilon=self.epsilon)
+        if not 0 < self.end < self.start < np.inf:
+            raise ValueError(
+                f"start={self.start}, end={self.end}: an adaptive schedule needs 0 < end < start, both finite"
+            )
+        if self.kept is not None:
+            asked = {"epsilon": self.epsilon, "delta": self.claim.delta, "adjacency": self.claim.adjacency}
+            for name, value in asked.items():
+                if getattr(self.kept, name) != value:
+                    fixed = getattr(self.kept, name)
+                    raise ValueError(f"{name}={value}: the run's filter was fixed at {name}={fixed}")
+
+    def following(self, sampling_rate: float, steps: int) -> Following:
+        """The policy for batches of this rate over at most so many steps."""
+        filter = self.kept
+        if filter is None:
+            middle = (self.start * self.end) ** 0.5
+            filter = filters.create(
+                self.epsilon, self.claim, sampling_rate=sampling_rate, noise_multiplier=middle
+            )
+        values = np.geomspace(self.end, self.start, LEVELS).astype(np.float32).astype(float)
+        return Following(
+            filter=filter,
+            noise_multipliers=values,
+            units=filters.units(filter, sampling_rate, values),
+            steps=steps,
+        )

@@ -7,24 +7,24 @@ The search may approximate; what it finds is accepted only by the exact accounta
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdp import accounting, schedules
-from jaxdp.accounting import pld, rdp
+from jaxdp import _validate, accounting, sampling, schedules
+from jaxdp.accounting import Claim, pld, rdp
 from jaxdp.accounting.ledger import Ledger
 from jaxdp.accounting.pld import Steps
-from jaxdp.plan import Plan as Plan
-from jaxdp.plan import with_end
+from jaxdp.plan import MOST_STEPS, Plan
+from jaxdp.sampling import Sampler
 
 WHAT = ("scale", "steps", "sampling_rate", "end")
 _NODES = 40  # of the interpolation in ln sigma
 _SAMPLES = 512  # steps that stand for a schedule in the first, rough search
 _MARGIN = 3e-7  # the search stays this far below the target: noise multipliers are float32
-_MOST_STEPS = 10_000_000
 _PAD = 4096  # schedules are evaluated at multiples of this many steps, so that few shapes are compiled
 
 
@@ -64,107 +64,127 @@ class _Compressed:
         return float(rdp.epsilon(total, delta)[0])
 
 
-def _set(plan: Plan, what: str, value: float) -> Plan:
-    if what == "scale":
-        return dataclasses.replace(plan, scale=value)
-    if what == "steps":
-        return dataclasses.replace(plan, steps=round(value))
-    if what == "sampling_rate":
-        return dataclasses.replace(plan, sampling=dataclasses.replace(plan.sampling, rate=value))
-    return dataclasses.replace(plan, parameters=with_end(plan, value))
-
-
 def calibrate(
     plan: Plan,
-    target_epsilon: float,
+    epsilon: float,
+    claim: Claim,
     what: str = "scale",
     *,
-    delta: float,
-    adjacency: str,
-    accountant: str = "rdp",
     tolerance: float = pld.TOLERANCE,
 ) -> Plan:
-    """The plan with one thing changed so that it spends the target, and no more.
+    """The plan with one thing changed so that it spends this epsilon, and no more.
 
     Args:
       plan: where to start.
-      target_epsilon: > 0.
-      what: `scale` (smallest factor on the schedule), `steps` (largest number; a schedule given by name is
-        stretched to it), `sampling_rate` (largest; Poisson and without replacement) or `end` (smallest end
-        point).
-      delta, adjacency, accountant, tolerance: as `accounting.epsilon`; `pld` meets the target with its upper
-        bound, within `tolerance`.
+      epsilon: the target, > 0.
+      claim: at which delta, adjacency and by which accountant; `pld` meets the target with its upper bound,
+        within `tolerance`.
+      what: `scale` (smallest factor on the noise multiplier), `steps` (largest number; a schedule of
+        `jaxdp.schedules` is stretched to it), `sampling_rate` (largest; Poisson and without replacement) or
+        `end` (smallest end point of the schedule).
+      tolerance: as `accounting.epsilon`.
 
     Raises:
-      ValueError: a target that nothing reaches, or a plan that is not private.
+      ValueError: a target that nothing reaches, a plan that is not private, noise that its clipper refuses.
+
+    Warns:
+      UserWarning: the most steps that are looked for spend less than the target.
     """
-    if not (math.isfinite(target_epsilon) and target_epsilon > 0):
-        raise ValueError(f"target_epsilon={target_epsilon}: must be finite and > 0")
-    if what not in WHAT:
-        raise ValueError(f"what={what!r}: choose from {', '.join(WHAT)}")
+    _validate.positive(epsilon=epsilon)
+    _validate.one_of(WHAT, what=what)
     if what == "sampling_rate" and plan.sampling.kind not in ("poisson", "without_replacement"):
         raise ValueError(f"what={what!r}: {plan.sampling.kind} batches have no sampling rate to choose")
-    accounting.Claim(delta=delta, adjacency=adjacency, accountant=accountant)
-    exact = _exact(plan, what, delta, adjacency, "rdp", tolerance)
-    aim = target_epsilon * (1 - (0 if what == "steps" else _MARGIN))
+    if not plan.private:
+        accounting.epsilon(plan.ledger(), claim)  # raises, saying why
+    # The search may try noise that the clipper would refuse; what it finds is looked at by the clipper itself.
+    assert plan.clipper is not None
+    free = dataclasses.replace(
+        plan, clipper=dataclasses.replace(plan.clipper, noise_multiplier_limit=math.inf)
+    )
+    value = _searched(free, what, epsilon, claim, tolerance)
+    found = _with_sampler(_set(plan, what, value), plan)
+    found.noise_multipliers(0, min(found.steps, MOST_STEPS))
+    if what == "steps" and value == MOST_STEPS:
+        spent = accounting.epsilon(found.ledger(), claim, tolerance=tolerance).value
+        warnings.warn(
+            f"steps={MOST_STEPS}: the most that are looked for; they spend epsilon {spent:.4g} of {epsilon:g}",
+            stacklevel=2,
+        )
+    return found
+
+
+def _searched(plan: Plan, what: str, epsilon: float, claim: Claim, tolerance: float) -> float:
+    aim = epsilon * (1 - (0 if what == "steps" else _MARGIN))
     start, near = _value(plan, what), 0.05
-    for spent in _searched(plan, what, delta, adjacency):
+    for spent in _approximations(plan, what, claim):
         start = _solve(spent, what, aim, start, 1e-7, near)
         near = 1e-4
-    if accountant == "rdp":
-        return _set(plan, what, _settle(exact, what, target_epsilon, start))
-    with_pld = _exact(plan, what, delta, adjacency, "pld", tolerance)
-    solved = _solve(with_pld, what, target_epsilon, start, tolerance / 50)
-    return _set(plan, what, solved)
+    exact = _exact(plan, what, claim, tolerance)
+    if claim.accountant == "rdp":
+        return _settle(exact, what, epsilon, start)
+    return _solve(exact, what, epsilon, start, tolerance / 50)
+
+
+def _set(plan: Plan, what: str, value: float) -> Plan:
+    if what == "scale":
+        return plan.scaled(value)
+    if what == "steps":
+        return plan.stretched(round(value))
+    return plan.sampled_at(value) if what == "sampling_rate" else plan.ending_at(value)
+
+
+def _with_sampler(found: Plan, plan: Plan) -> Plan:
+    """The plan with a sampler that draws as it is charged, where the one it came from drew batches."""
+    if not isinstance(plan.sampler, Sampler) or (found.steps, found.sampling) == (plan.steps, plan.sampling):
+        return found
+    made = sampling.create(plan.sampler.kind, plan.sampler.examples, found.sampling.rate, found.steps)
+    return found.drawn_from(made)
 
 
 def _value(plan: Plan, what: str) -> float:
     if what == "end":
-        with_end(plan, 1e-3)
-        return float(schedules.values(plan.function(), 1, plan.steps)[0]) / plan.scale
-    return {"scale": plan.scale, "steps": plan.steps, "sampling_rate": max(plan.sampling.rate, 1e-9)}[what]
+        plan.ending_at(1e-3)
+        assert isinstance(plan.noise_multiplier, schedules.Parametric)
+        base = dataclasses.replace(plan.noise_multiplier, factor=1.0)
+        return float(schedules.values(base, 1, plan.steps)[0])
+    return {"scale": 1.0, "steps": plan.steps, "sampling_rate": max(plan.sampling.rate, 1e-9)}[what]
 
 
-def _exact(plan, what, delta, adjacency, accountant, tolerance) -> Callable[[float], float]:
-    def spent(value: float) -> float:
-        ledger = _set(plan, what, value).ledger()
-        claim = accounting.Claim(delta=delta, adjacency=adjacency, accountant=accountant)
-        return accounting.epsilon(ledger, claim, tolerance=tolerance).value
-
-    return spent
+def _exact(plan: Plan, what: str, claim: Claim, tolerance: float) -> Callable[[float], float]:
+    return lambda value: (
+        accounting.epsilon(_set(plan, what, value).ledger(), claim, tolerance=tolerance).value
+    )
 
 
-def _searched(plan, what, delta, adjacency) -> list[Callable[[float], float]]:
-    """Epsilon as a function of the value, as fast as it can be had: a rough one, if that helps, and a close
-    one.
+def _approximations(plan: Plan, what: str, claim: Claim) -> list[Callable[[float], float]]:
+    """Epsilon by RDP as a function of the value, as fast as it can be had: a rough one, if that helps, and a
+    close one.
     """
-    ledger = plan.ledger()
-    if not ledger.private:
-        accounting.epsilon(ledger, accounting.Claim(delta=delta, adjacency=adjacency))  # raises, saying why
     if what in ("scale", "sampling_rate"):
-        compressed = _Compressed(accounting.runs(ledger, adjacency), adjacency)
+        compressed = _Compressed(accounting.runs(plan.ledger(), claim.adjacency), claim.adjacency)
         if what == "scale":
-            return [lambda value: compressed.epsilon(delta, scale=value / plan.scale)]
-        return [lambda value: compressed.epsilon(delta, rate=value)]
+            return [lambda value: compressed.epsilon(claim.delta, scale=value)]
+        return [lambda value: compressed.epsilon(claim.delta, rate=value)]
 
     def spent(value: float, samples: int) -> float:
         changed = _set(plan, what, value)
         if changed.sampling.kind == "shuffled":  # whose epochs cannot be sampled
-            runs = accounting.runs(changed.ledger(), adjacency)
+            runs = accounting.runs(changed.ledger(), claim.adjacency)
         else:
             runs = [_sampled(changed, samples)]
-        return _Compressed(runs, adjacency).epsilon(delta)
+        return _Compressed(runs, claim.adjacency).epsilon(claim.delta)
 
-    return [lambda value: spent(value, _SAMPLES), lambda value: spent(value, _MOST_STEPS)]
+    return [lambda value: spent(value, _SAMPLES), lambda value: spent(value, MOST_STEPS)]
 
 
 def _sampled(plan: Plan, samples: int) -> Steps:
     """At most so many steps, evenly spread, each for its share of all."""
+    assert plan.schedule is not None and plan.clipper is not None
     samples = min(samples, plan.steps)
     padded = -(-samples // _PAD) * _PAD if samples > _SAMPLES else samples
     steps = np.minimum((np.arange(padded) + 0.5) * (plan.steps / samples), plan.steps - 1)
-    sigmas = np.asarray(jax.vmap(plan.function())(jnp.asarray(steps.astype(np.int32))), float)[:samples]
-    distinct, counts = np.unique(plan.noise_ratio * sigmas, return_counts=True)
+    sigmas = np.asarray(jax.vmap(plan.schedule)(jnp.asarray(steps.astype(np.int32))), float)[:samples]
+    distinct, counts = np.unique(plan.clipper.noise_to_sensitivity * sigmas, return_counts=True)
     return Steps(plan.sampling.rate, distinct, counts * (plan.steps / samples))
 
 
@@ -172,7 +192,7 @@ def _limits(what: str) -> tuple[float, float, int]:
     """Smallest and largest value, and whether epsilon rises (+1) or falls (-1) with it."""
     return {
         "scale": (1e-6, 1e9, -1),
-        "steps": (1, _MOST_STEPS, 1),
+        "steps": (1, MOST_STEPS, 1),
         "sampling_rate": (1e-12, 1.0, 1),
         "end": (1e-3, 1e9, -1),
     }[what]
@@ -205,9 +225,7 @@ def _solve(
         if value == (largest if towards > 0 else smallest):
             if good is not None:
                 return good
-            raise ValueError(
-                f"target_epsilon={target:g}: not reached by any {what} in [{smallest:g}, {largest:g}]"
-            )
+            raise ValueError(f"epsilon={target:g}: not reached by any {what} in [{smallest:g}, {largest:g}]")
         step = max(abs(e) * 1.3, math.log(factor)) * towards
         factor = factor**2
         value = min(max(value * math.exp(min(max(step, -6), 6)), smallest), largest)
@@ -250,10 +268,8 @@ def _settle(exact: Callable[[float], float], what: str, target: float, value: fl
 
 def matched_constant(
     ledger: Ledger,
+    claim: Claim,
     *,
-    delta: float,
-    adjacency: str,
-    accountant: str = "rdp",
     tolerance: float = pld.TOLERANCE,
     nominal: bool = False,
     target: float | None = None,
@@ -262,13 +278,9 @@ def matched_constant(
 
     Args and errors as `accounting.epsilon`; `target` is the ledger's epsilon, where it is known already.
     """
-    claim = accounting.Claim(delta=delta, adjacency=adjacency, accountant=accountant)
 
-    def spent(ledger: Ledger) -> float:
-        return accounting.epsilon(ledger, claim, tolerance=tolerance, nominal=nominal).value
-
-    if target is None:
-        target = spent(ledger)
+    def spent(steps: Ledger) -> float:
+        return accounting.epsilon(steps, claim, tolerance=tolerance, nominal=nominal).value
 
     def constant(value: float) -> Ledger:
         return Ledger(
@@ -277,8 +289,9 @@ def matched_constant(
             )
         )
 
+    target = spent(ledger) if target is None else target
     if not 0 < target < math.inf:
         raise ValueError(f"epsilon={target}: no constant noise multiplier is singled out by it")
     guess = accounting.equivalent_noise_multiplier(ledger)
-    precision = 1e-7 if accountant == "rdp" else tolerance / 50
-    return _solve(lambda v: spent(constant(v)), "scale", target, guess, precision)
+    precision = 1e-7 if claim.accountant == "rdp" else tolerance / 50
+    return _solve(lambda value: spent(constant(value)), "scale", target, guess, precision)

@@ -210,23 +210,26 @@ def create(
         raise ValueError(f"use_bias=False: model {name!r} always has biases")
     use_bias = default_bias if use_bias is None else use_bias
     module = constructor(tuple(input_shape), classes, _ACTIVATIONS[activation], use_bias, nnx.Rngs(key))
-    graph, state = nnx.split(module, nnx.Param)
-    params = nnx.to_pure_dict(state)
+    made = of_module(module)
     if initialization == "uniform":
-        leaves, tree = jax.tree.flatten(params)
+        leaves, tree = jax.tree.flatten(made.params)
         keys = jax.random.split(key, len(leaves))
-        params = jax.tree.unflatten(
-            tree,
-            [
-                jax.random.uniform(k, leaf.shape, leaf.dtype, -0.5, 0.5)
-                for k, leaf in zip(keys, leaves, strict=True)
-            ],
-        )
+        drawn = [
+            jax.random.uniform(k, leaf.shape, leaf.dtype, -0.5, 0.5)
+            for k, leaf in zip(keys, leaves, strict=True)
+        ]
+        return made._replace(params=jax.tree.unflatten(tree, drawn))
+    return made
+
+
+def of_module(module: nnx.Module) -> Model:
+    """A Flax nnx module as a pure network: its parameters, and the function that they make of it."""
+    graph, params, rest = nnx.split(module, nnx.Param, ...)
 
     def apply(params, x):
-        return nnx.merge(graph, nnx.State(params))(x)
+        return nnx.merge(graph, nnx.State(params), rest)(x)
 
-    return Model(apply, params)
+    return Model(apply, nnx.to_pure_dict(params))
 
 
 def cross_entropy(model: Model) -> Callable[[PyTree, tuple[Array, Array]], Float[Array, ""]]:

@@ -1,179 +1,309 @@
-"""Plans of runs: what a run is going to do, and so what it will have spent, before it starts."""
+"""The mechanism of a run as one object: what clips, what is drawn, and so what is charged.
+
+    plan = Plan(clipper=..., noise_multiplier=..., sampler=..., steps=...)
+    plan.privatize()     the Optax link that adds the noise        plan.ledger()   what the run will have spent
+    plan.gradients(loss) the clipped sums that it takes            plan.event()    the same for dp-accounting
+
+Noise and charge come from one function of the step, `plan.schedule`: `privatize` traces it, and `ledger`
+evaluates it in the same precision.
+"""
 
 import dataclasses
-import math
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
+from jaxtyping import Array, Float, PyTree
 
-from jaxdp import schedules
-from jaxdp.accounting.ledger import Entry, Ledger, Sampling, run_lengths
-from jaxdp.clipping import Clipper
+from jaxdp import _validate, schedules
+from jaxdp._privatize import find_state, privatize
+from jaxdp.accounting.ledger import Entry, Filter, Ledger, Sampling, run_lengths, to_event
+from jaxdp.adaptive_noise import Adaptive, Following
+from jaxdp.clipping import Clipper, clipped_gradients
+from jaxdp.gradients import Loss, convolution
 from jaxdp.sampling import Sampler
+from jaxdp.schedules import Schedule
 
-
-def _any_noise(noise_multipliers: np.ndarray) -> None:
-    """Refuses nothing."""
+MOST_STEPS = 10_000_000  # of a plan whose noise changes: each step is looked at
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A run that is going to be done.
+    """A run that is going to be done: DP-SGD with these parts over this many steps.
 
     Attributes:
-      schedule: a name of `schedules.NAMES` or a schedule.
-      parameters: of a schedule given by name.
+      clipper: from `jaxdp.clipping`; None for ordinary training, which is not private.
+      noise_multiplier: sigma relative to the clipper's noise scale: a number, a schedule sigma(t), or
+        `Adaptive` for one that is chosen during the run; None exactly where `clipper` is.
+      sampler: from `jaxdp.sampling`; a `Sampling` where no batch is going to be drawn.
       steps: length of the run.
-      sampling: how batches will be drawn.
-      scale: factor on the schedule.
-      noise_ratio: effective over nominal noise multiplier: noise scale over L2 sensitivity, 1 for flat
-        clipping, 1/sqrt(L) for per-layer clipping as published.
-      mechanism, charged, private, reasons, seed: as in `jaxdp.ledger.Entry`.
-      check: refuses nominal noise multipliers that the clipping cannot work with.
+      seed: of batches and noise; None takes the operating system's entropy.  Whoever knows a seed can remove
+        the noise.
+      reasons: what else is released without noise, so that no epsilon holds; one sentence each.
+
+    Raises:
+      ValueError: parts that do not fit one another.
+
+    >>> import jaxdp
+    >>> from jaxdp import accounting, clipping, sampling
+    >>> sampler = sampling.poisson(60_000, 0.01, steps=10_000)
+    >>> plan = Plan(clipper=clipping.flat(4.0), noise_multiplier=6.0, sampler=sampler, steps=10_000)
+    >>> claim = accounting.Claim(delta=1e-5, adjacency="add_or_remove_one", accountant="rdp")
+    >>> round(accounting.epsilon(plan.ledger(), claim).value, 4)
+    0.6592
     """
 
-    schedule: str | Callable = "fixed"
-    parameters: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    clipper: Clipper | None
+    noise_multiplier: float | Schedule | Adaptive | None
+    sampler: Sampler | Sampling
     steps: int
-    sampling: Sampling
-    scale: float = 1.0
-    noise_ratio: float = 1.0
-    mechanism: str = "flat"
-    charged: str = ""
-    private: bool = True
+    seed: int | None = None
     reasons: tuple[str, ...] = ()
-    seed: str = "entropy"
-    check: Callable[[np.ndarray], None] = _any_noise
-
-    @classmethod
-    def of(
-        cls,
-        clipper: Clipper,
-        noise_multiplier: float | schedules.Schedule | None,
-        sampler: Sampler,
-        *,
-        steps: int,
-        seed: str = "entropy",
-    ) -> "Plan":
-        """The plan of a run of `privatize(clipper, noise_multiplier, ...)` on batches of `sampler`.
-
-        Made of the objects that clip, draw noise and draw batches, so that what is accounted for is what is
-        done.
-
-        Args:
-          clipper: from `jaxdp.clipping`; the plan of one that is not private has no epsilon.
-          noise_multiplier: sigma or its schedule; None, which `privatize` takes too, has no plan.
-          sampler: from `jaxdp.sampling`.
-          steps: length of the run.
-          seed: `entropy`, or `given` where `privatize` is given a key.
-
-        Raises:
-          ValueError: no noise, noise that is chosen during the run, or steps that are refused.
-
-        >>> import jaxdp
-        >>> from jaxdp import accounting
-        >>> sampler = jaxdp.sampling.poisson(60_000, 0.01, steps=10_000)
-        >>> plan = Plan.of(jaxdp.clipping.flat(4.0), 6.0, sampler, steps=10_000)
-        >>> claim = accounting.Claim(delta=1e-5, adjacency="add_or_remove_one", accountant="rdp")
-        >>> round(accounting.epsilon(plan.ledger(), claim).value, 4)
-        0.6592
-        """
-        if noise_multiplier is None:
-            raise ValueError(
-                "noise_multiplier=None: is chosen during the run, which no plan foresees; see jaxdp.filters"
-            )
-        if not callable(noise_multiplier):
-            if not noise_multiplier > 0:
-                raise ValueError(f"noise_multiplier={noise_multiplier}: no epsilon to plan without noise")
-            noise_multiplier = schedules.constant(noise_multiplier)
-        return cls(
-            schedule=noise_multiplier,
-            steps=steps,
-            sampling=sampler.accounted,
-            noise_ratio=clipper.noise_to_sensitivity,
-            mechanism=clipper.name,
-            charged=clipper.charged,
-            private=clipper.private,
-            reasons=() if clipper.private else (clipper.reason,),
-            seed=seed,
-            check=clipper.check,
-        )
 
     def __post_init__(self):
-        if isinstance(self.steps, bool) or self.steps != int(self.steps) or self.steps < 1:
-            raise ValueError(f"steps={self.steps}: must be a whole number >= 1")
-        for name in ("scale", "noise_ratio"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"{name}={value}: must be finite and > 0")
-        if isinstance(self.schedule, str):
-            schedules.create(self.schedule, self.steps, **self.parameters)
-        elif self.parameters:
-            raise ValueError(f"parameters={dict(self.parameters)}: only a schedule given by name takes them")
+        _validate.whole(steps=self.steps)
+        if (self.clipper is None) != (self.noise_multiplier is None):
+            raise ValueError(
+                f"noise_multiplier={self.noise_multiplier}: None exactly where clipper is None, for ordinary "
+                "training without privacy"
+            )
+        if isinstance(self.noise_multiplier, Adaptive):
+            self._check_adaptive()
+        elif self.noise_multiplier is not None and not callable(self.noise_multiplier):
+            _validate.positive(noise_multiplier=self.noise_multiplier)
 
-    def function(self):
-        """The schedule of the nominal noise multiplier, scaled: what `privatize` is given."""
-        schedule = self.schedule
-        if isinstance(schedule, str):
-            schedule = schedules.create(schedule, self.steps, **self.parameters)
-        return schedule if self.scale == 1 else schedules.scaled(schedule, self.scale)
+    def _check_adaptive(self) -> None:
+        if self.sampling.kind not in ("poisson", "full"):
+            raise ValueError(
+                f"sampling={self.sampling.kind!r}: an adaptive schedule needs Poisson or full batches"
+            )
+        assert self.clipper is not None and isinstance(self.noise_multiplier, Adaptive)
+        if not (self.clipper.private and self.clipper.name.startswith("quantile")):
+            raise ValueError(
+                f"clipper={self.clipper.name!r}: an adaptive schedule follows the bound of quantile clipping"
+            )
+        self.clipper.check([self.noise_multiplier.start])
 
-    def ledger(self) -> Ledger:
-        """What the run will have spent, from the function that scales the noise.
+    # --- its parts --------------------------------------------------------------------------------------
+
+    @property
+    def sampling(self) -> Sampling:
+        """How batches are drawn, as the accountant is told."""
+        return self.sampler.accounted if isinstance(self.sampler, Sampler) else self.sampler
+
+    @property
+    def private(self) -> bool:
+        """Whether an epsilon can hold for the run."""
+        return not self._why_not
+
+    @property
+    def _why_not(self) -> tuple[str, ...]:
+        if self.clipper is None:
+            return ("no noise is added", *self.reasons)
+        return self.reasons if self.clipper.private else (self.clipper.reason, *self.reasons)
+
+    @functools.cached_property
+    def schedule(self) -> Schedule | None:
+        """sigma(t), for noise and charge alike; None without noise, and where it is chosen during the run."""
+        if self.noise_multiplier is None or isinstance(self.noise_multiplier, Adaptive):
+            return None
+        return (
+            self.noise_multiplier
+            if callable(self.noise_multiplier)
+            else schedules.constant(self.noise_multiplier)
+        )
+
+    @functools.cached_property
+    def policy(self) -> Following | None:
+        """What chooses the noise multiplier during the run; None where it is fixed beforehand."""
+        if not isinstance(self.noise_multiplier, Adaptive):
+            return None
+        return self.noise_multiplier.following(self.sampling.rate, self.steps)
+
+    @property
+    def batches(self) -> Sampler:
+        """The sampler, of a plan from which batches can be drawn."""
+        if not isinstance(self.sampler, Sampler):
+            raise ValueError(f"sampler={self.sampler}: draws no batch; needs one of a number of examples")
+        return self.sampler
+
+    @property
+    def expected_batch_size(self) -> float:
+        """What the noised sum is divided by: q n, or the fixed size."""
+        return self.batches.expected_batch_size
+
+    # --- what is done -----------------------------------------------------------------------------------
+
+    def privatize(self, key: Array | None = None) -> optax.GradientTransformationExtraArgs:
+        """The first link of the optimizer's chain: sums, noise, division; see `jaxdp.privatize`.
+
+        Args:
+          key: the noise key; None derives it from the plan's seed, or takes the system's entropy.
+        """
+        if self.clipper is None:
+            return optax.with_extra_args_support(optax.identity())
+        if key is None and self.seed is not None:
+            key = jax.random.split(jax.random.key(self.seed))[1]
+        noise: Any = self.policy if self.schedule is None else self.schedule
+        return privatize(self.clipper, noise, self.expected_batch_size, key=key)
+
+    def gradients(self, loss_fn: Loss, *, microbatch_size: int | str | None = "auto") -> Callable[..., tuple]:
+        """The gradient of a batch as `privatize` takes it.
+
+        Args:
+          loss_fn: `(params, example) -> scalar`, the loss of ONE example.
+          microbatch_size: examples whose gradients exist at the same time, see `jaxdp.clipped_gradients`.
+
+        Returns:
+          A function `(params, opt_state, batch, mask=None) -> (losses [B], gradient)`: a `ClippedSum` at the
+          bound of the step that `opt_state` has reached.  `opt_state` is of the optimizer in which
+          `privatize()` stands, or any part of it that holds its state.  For a plan without a clipper the
+          mean gradient of the batch.
+        """
+        if self.clipper is None:
+            return _mean_gradient(loss_fn)
+        summed = clipped_gradients(loss_fn, self.clipper, microbatch_size=microbatch_size)
+
+        def gradient(params: PyTree, opt_state: PyTree, batch: PyTree, mask: Array | None = None):
+            state = find_state(opt_state)
+            return summed(params, batch, mask, state.clip, state.step)
+
+        return gradient
+
+    # --- what is charged --------------------------------------------------------------------------------
+
+    def noise_multipliers(self, start: int = 0, stop: int | None = None) -> Float[np.ndarray, " steps"]:
+        """What the accountant charges for: sigma(t) relative to the true sensitivity, of steps `start ..
+        stop - 1`.
+
+        For a clipper that is not private these are the published, nominal values.
 
         Raises:
-          ValueError: noise multipliers that `check` refuses.
+          ValueError: noise that is not known beforehand, is not positive, or leaves nothing for the gradient.
         """
-        nominal = schedules.values(self.function(), self.steps)
-        self.check(nominal)
-        sigmas = self.noise_ratio * nominal
-        entry = Entry(
-            start=0,
-            stop=self.steps,
-            noise_multipliers=run_lengths(sigmas),
+        stop = self.steps if stop is None else stop
+        if self.clipper is None:
+            return np.zeros(stop - start)
+        if self.schedule is None:
+            raise ValueError(
+                "noise_multiplier=Adaptive: is chosen during the run; its ledger needs the state"
+            )
+        values = schedules.values(self.schedule, stop - start, start)
+        if values.size and not (np.isfinite(values).all() and values.min() > 0):
+            step = start + int(np.argmax(~(np.isfinite(values) & (values > 0))))
+            raise ValueError(
+                f"noise_multiplier={values[step - start]}: at step {step}; must be finite and > 0"
+            )
+        self.clipper.check(values, start)
+        return values * self.clipper.noise_to_sensitivity
+
+    def entry(self, start: int = 0, stop: int | None = None, state: PyTree = None) -> Entry:
+        """The ledger's entry for the steps `start .. stop - 1`.
+
+        Args:
+          start, stop: the steps; all of them by default.
+          state: the optimizer's after them, from which noise that was chosen during the run is read back.
+        """
+        stop, filter = self.steps if stop is None else stop, None
+        if self.policy is not None:
+            if state is None:
+                raise ValueError("state=None: the noise multipliers of an adaptive schedule are read from it")
+            sigmas, filter = self.policy.used(find_state(state).noise, start, stop), self.policy.filter
+            lengths = run_lengths(sigmas)
+        else:
+            lengths = self._run_lengths(start, stop)
+        return Entry(
+            start=start,
+            stop=stop,
+            noise_multipliers=lengths,
             sampling=self.sampling,
-            mechanism=self.mechanism,
-            charged=self.charged,
+            mechanism="flat" if self.clipper is None else self.clipper.name,
+            charged="" if self.clipper is None else self.clipper.charged,
             private=self.private,
-            reasons=self.reasons,
-            seed=self.seed,
+            reasons=self._why_not,
+            seed="entropy" if self.seed is None else "given",
+            filter=filter,
         )
-        return Ledger((entry,))
+
+    def _run_lengths(self, start: int, stop: int) -> tuple[tuple[float, int], ...]:
+        constant = isinstance(self.schedule, schedules.Parametric) and self.schedule.name == "fixed"
+        if constant or self.clipper is None:
+            return ((float(self.noise_multipliers(0, 1)[0]), stop - start),)
+        if stop - start > MOST_STEPS:
+            raise ValueError(
+                f"steps={stop - start}: each step of a schedule is charged by itself, at most {MOST_STEPS}; a "
+                "piecewise schedule in several plans, or a fixed noise multiplier, has no such limit"
+            )
+        return run_lengths(self.noise_multipliers(start, stop))
+
+    def ledger(self, steps: int | None = None, state: PyTree = None) -> Ledger:
+        """What the first `steps` steps (all by default) will have spent.
+
+        Args:
+          steps: how many; 0 for none.
+          state: see `entry`; for an adaptive schedule alone.
+        """
+        steps = self.steps if steps is None else steps
+        return Ledger((self.entry(0, steps, state),)) if steps else Ledger()
+
+    def event(self) -> Any:
+        """The whole run as a `dp_accounting.DpEvent`, for any accountant of that library."""
+        return to_event(self.ledger())
+
+    @property
+    def filter(self) -> Filter | None:
+        """The filter that bounds an adaptive schedule."""
+        return None if self.policy is None else self.policy.filter
+
+    # --- the same run with one thing changed ------------------------------------------------------------
+
+    def scaled(self, factor: float) -> "Plan":
+        """The plan with its noise multiplier times a factor."""
+        noise = self.noise_multiplier
+        if noise is None or isinstance(noise, Adaptive):
+            raise ValueError(f"noise_multiplier={noise}: is not known beforehand, so it cannot be scaled")
+        scaled = schedules.scaled(noise, factor) if callable(noise) else noise * factor
+        return dataclasses.replace(self, noise_multiplier=scaled)
+
+    def stretched(self, steps: int) -> "Plan":
+        """The plan over another number of steps; a `Parametric` schedule is stretched to it."""
+        noise = self.noise_multiplier
+        if isinstance(noise, schedules.Parametric):
+            noise = noise.stretched(steps)
+        return dataclasses.replace(self, noise_multiplier=noise, steps=steps)
+
+    def ending_at(self, end: float) -> "Plan":
+        """The plan with another end point of its schedule."""
+        noise = self.noise_multiplier
+        if not isinstance(noise, schedules.Parametric):
+            raise ValueError(f"end={end}: only a schedule of jaxdp.schedules has an end point to choose")
+        return dataclasses.replace(self, noise_multiplier=noise.ending_at(end))
+
+    def sampled_at(self, rate: float) -> "Plan":
+        """The plan with another sampling rate, without examples to draw from."""
+        return dataclasses.replace(self, sampler=dataclasses.replace(self.sampling, rate=rate))
+
+    def drawn_from(self, sampler: Sampler) -> "Plan":
+        """The plan with this sampler."""
+        return dataclasses.replace(self, sampler=sampler)
 
 
-def with_end(plan: Plan, end: float) -> dict[str, float]:
-    """The schedule's parameters with another end point.
+def _mean_gradient(loss_fn: Loss) -> Callable[..., tuple]:
+    """Ordinary training: losses, and the mean gradient over the examples at hand."""
+    fast = convolution.with_patches(loss_fn) if convolution.uses_patches("auto") else loss_fn
 
-    Raises:
-      ValueError: a schedule without one, or an end that it cannot reach.
-    """
-    if plan.schedule not in (
-        "linear",
-        "staircase",
-        "exponential",
-        "quarter_cosine",
-        "inverse_time",
-        "polynomial",
-    ):
-        raise ValueError(f"end={end}: schedule {plan.schedule!r} has no end point")
-    if plan.schedule != "quarter_cosine":
-        return {**plan.parameters, "end": end}
-    start = plan.parameters.get("start", schedules.PUBLISHED_START)
-    if not 0 < end < start:
-        raise ValueError(f"end={end}: quarter_cosine falls from start={start} to an end in (0, start)")
-    return {**plan.parameters, "angle": math.acos(end / start)}
+    def mean_loss(params, batch, mask):
+        losses = jax.vmap(fast, in_axes=(None, 0))(params, batch)
+        return jnp.where(mask, losses, 0).sum() / jnp.maximum(mask.sum(), 1), losses
 
+    def gradient(params, opt_state, batch, mask=None):
+        if mask is None:
+            mask = jnp.ones(jax.tree.leaves(batch)[0].shape[0], bool)
+        grads, losses = jax.grad(mean_loss, has_aux=True)(params, batch, mask)
+        return losses, grads
 
-def accounted_noise_multipliers(
-    clipper: Clipper, noise_multiplier: schedules.Schedule, steps: int, start: int = 0
-) -> np.ndarray:
-    """What the accountant charges for: sigma(t) relative to the true sensitivity, float64 [steps].
-
-    For a clipper that is not private these are the published, nominal values.
-
-    Raises:
-      ValueError: at some step the clipper itself would spend more than the whole step may.
-    """
-    values = schedules.values(noise_multiplier, steps, start)
-    clipper.check(values, start)
-    return values * clipper.noise_to_sensitivity
+    return gradient

@@ -254,3 +254,35 @@ def test_the_accountant_is_told_what_the_noise_does():
 def test_refusals(build, text):
     with pytest.raises(ValueError, match=text):
         build()
+
+
+class Doubling:
+    """A noise policy: half the bound at first, twice as much after each step; it remembers what it saw."""
+
+    noise_multipliers = np.array([1.0, 64.0])
+
+    def init(self):
+        return jnp.float32(0.5), jnp.int32(-1)
+
+    def charge(self, state, bound, step):
+        return (2 * state[0], step), state[0] * bound
+
+
+def test_a_policy_chooses_the_noise_of_each_step_from_the_bound_and_its_own_state():
+    bound = schedules.linear(10, start=4.0, end=2.0)
+    transform = privatize(clipping.flat(bound), Doubling(), 16.0, key=jax.random.key(0))
+    state = transform.init(PARAMS)
+    zeros = jax.tree.map(lambda p: jnp.zeros((3, *p.shape)), PARAMS)
+    for step in range(3):
+        updates, state = jax.jit(transform.update)(zeros, state)
+        draws = np.concatenate([np.asarray(u).ravel() for u in jax.tree.leaves(updates)])
+        clip = 4 - 2 * step / 10
+        std = (0.5 * 2**step * clip) * clip / 16
+        assert is_normal(draws, std) and not is_normal(draws, 1.3 * std)
+    assert (float(state.noise[0]), int(state.noise[1])) == (4.0, 2)
+
+
+@pytest.mark.parametrize("name, text", [("l2_max", "clipping='l2_max'"), ("quantile", "count_noise=2")])
+def test_a_policy_needs_a_clipper_that_bears_it(name, text):
+    with pytest.raises(ValueError, match=text):
+        privatize(clipping.create(name, 1.0, expected_batch_size=40.0), Doubling(), 40.0)

@@ -3,40 +3,67 @@
 import dataclasses
 import datetime
 import pathlib
+import sys
+from typing import Any
 
-from jaxdp import records as results
-from jaxdp.training import record as recording
-from jaxdp.training import run as runs
+import tyro
+
+from jaxdp import records
+from jaxdp.training import configured, record
 from jaxdp.training.config import TrainConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(TrainConfig):
+class Config:
     """What to train, and where the run is kept."""
 
+    what: tyro.conf.OmitArgPrefixes[TrainConfig] = dataclasses.field(default_factory=TrainConfig)
     output: pathlib.Path | None = None
     """Folder of the run: checkpoints, and the record at the end. None makes a new one under runs/."""
     resume: bool = False
-    """Go on from the newest checkpoint in --output."""
+    """Go on from the newest checkpoint in --output, with the options it was begun with; those that are given
+    anew change it, or are refused by name."""
     progress: bool = True
     """Show a progress bar."""
 
 
-def run(config: Config) -> None:
+def default(config: Config) -> Config:
+    """What options that are not given stand for: of a run that goes on, what it was begun with."""
+    folder = None if config.output is None else config.output / "checkpoints"
+    if not config.resume or folder is None or configured.checkpoints.latest_step(folder) is None:
+        return Config()
+    return Config(what=configured.going_on(folder))
+
+
+def run(config: Config) -> int:
+    """Trains; returns 130 where it was interrupted."""
     if config.resume and config.output is None:
         raise ValueError("resume=True: needs --output, the folder of the run to go on with")
     now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     output = pathlib.Path("runs") / f"train-{now}" if config.output is None else config.output
-    fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(TrainConfig)}
-    result = runs.train(
-        TrainConfig(**fields), folder=output / "checkpoints", resume=config.resume, progress=config.progress
-    )
-    record = recording.train_record(result)
-    path = results.write(record, output)
-    metrics = record["metrics"]
+    folder = output / "checkpoints"
+    try:
+        made = configured.build(config.what)
+        result = made.train(folder=folder, resume=config.resume, progress=config.progress)
+    except KeyboardInterrupt:
+        print(
+            f"\njaxdp train: interrupted; go on with: jaxdp train --output {output} --resume", file=sys.stderr
+        )
+        return 130
+    report(config, made, result, output)
+    return 0
+
+
+def report(config: Config, made: configured.Run, result: Any, output: pathlib.Path) -> None:
+    """Writes the record and prints what came out."""
+    written = record.train_record(made, result)
+    path = records.write(written, output)
+    metrics = written["metrics"]
     if result.stopped_by_budget:
-        print(f"Stopped after step {metrics['steps']}: the next would pass epsilon {config.budget_epsilon}.")
+        budget = config.what.budget_epsilon
+        print(f"Stopped after step {metrics['steps']}: the next would pass epsilon {budget}.")
+    speed = f", {metrics['ms_per_step']:.1f} ms a step" if result.steps_timed else "; no step was left to do"
     print(
-        f"test accuracy {metrics['test_accuracy']:.4f} after {metrics['steps']} steps, "
-        f"{metrics['ms_per_step']:.1f} ms a step\n\n{record['privacy']['statement']}\n\nrecord: {path}"
+        f"test accuracy {metrics['test_accuracy']:.4f} after {metrics['steps']} steps{speed}\n\n"
+        f"{written['privacy']['statement']}\n\nrecord: {path}"
     )

@@ -1,4 +1,4 @@
-"""Data sets as arrays in memory, all of one structure, `Dataset`.
+"""Data sets as arrays in memory, all of one structure, `Dataset`; and `Source`, examples of any structure.
 
 | name                                            | where from                                        |
 |-------------------------------------------------|---------------------------------------------------|
@@ -13,10 +13,11 @@ import pathlib
 
 from jaxdp.data.dataset import SCALINGS, Dataset, resized, standardized, stratified_split
 from jaxdp.data.npz import load_npz
+from jaxdp.data.source import Source, as_source
 
 __all__ = [
-    "EMBEDDED", "FETCHED", "NAMES", "SCALINGS", "Dataset", "load", "prepare", "resized", "standardized",
-    "stratified_split",
+    "EMBEDDED", "FETCHED", "NAMES", "SCALINGS", "Dataset", "Source", "as_source", "load", "prepare", "resized",
+    "standardized", "stratified_split",
 ]  # fmt: skip
 
 EMBEDDED = ("digits", "breast_cancer")

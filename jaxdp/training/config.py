@@ -1,8 +1,12 @@
-"""What a training run does, in one flat dataclass: the command line's options and the document of a record."""
+"""What a run of `jaxdp train` does, as five groups of options: the command line's, and the document of a
+record.
+"""
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
+from jaxdp import _validate
+from jaxdp.accounting import Claim
 from jaxdp.clipping.adaptive import LEARNING_RATE, TARGET_QUANTILE
 
 ScheduleName = Literal[
@@ -15,19 +19,27 @@ ClippingName = Literal[
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """What a run does: all that it takes to repeat it."""
+class Network:
+    """Data and network."""
 
     data: str = "digits"
     """Data set: a name that `jaxdp data list` shows, or a .npz file."""
     image_size: int | None = None
     """Resample images to this size; None leaves them as they are."""
-    model: Literal["cnn", "lenet", "mlp", "cifar_cnn", "tanh_cnn", "logistic"] = "mlp"
-    """Network."""
+    model: str = "mlp"
+    """Network: cnn, lenet, mlp, cifar_cnn, tanh_cnn, logistic, or your own as FILE.py:FUNCTION, called with
+    (key, input_shape, classes); it returns a Flax nnx module, or (apply, params)."""
+    loss: str | None = None
+    """Loss of one example as FILE.py:FUNCTION, called with (output, label); None for cross-entropy."""
     activation: Literal["relu", "tanh", "sigmoid"] | None = None
     """Activation; None for the network's own."""
     initialization: Literal["fan_in", "uniform"] = "fan_in"
     """Initial weights: fan_in, or the published attack's U(-.5, .5)."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Noise:
+    """Noise."""
 
     schedule: ScheduleName = "fixed"
     """Noise multiplier sigma over the steps; none trains without privacy; adaptive follows the noised bound of
@@ -42,6 +54,12 @@ class TrainConfig:
     """Factor on the whole schedule."""
     target_epsilon: float | None = None
     """Scale the schedule so that the whole run spends this epsilon (instead of --scale)."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Clipping:
+    """Clipping."""
+
     clipping: ClippingName = "flat"
     """How each example's gradient is bounded."""
     l2_norm_clip: float = 1.0
@@ -54,6 +72,11 @@ class TrainConfig:
     """Quantile clipping: how fast ln C follows the noised share."""
     count_noise: float | None = None
     """Quantile clipping: noise on the count; None for the larger of batch / 20 and the largest sigma."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Training:
+    """Training."""
 
     steps: int = 500
     """Number of steps."""
@@ -72,16 +95,6 @@ class TrainConfig:
     cost in privacy. None evaluates the parameters of the step."""
     microbatch_size: int | Literal["auto"] = "auto"
     """Examples whose gradients exist at the same time."""
-
-    delta: float = 1e-5
-    """delta of the privacy statement."""
-    adjacency: Literal["add_or_remove_one", "replace_one", "zero_out"] = "add_or_remove_one"
-    """What neighbouring data sets are."""
-    accountant: Literal["rdp", "pld"] = "rdp"
-    """Accountant behind the claimed epsilon."""
-    budget_epsilon: float | None = None
-    """Stop before the step that would pass this epsilon."""
-
     evaluate_every: int = 50
     """Steps between evaluations on the test split, and between checkpoints."""
     seed: int = 0
@@ -91,23 +104,96 @@ class TrainConfig:
     diagnostics: bool = False
     """Also record exact training loss and clip counts: unnoised, the run is then not private."""
 
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Privacy:
+    """Privacy claim."""
+
+    delta: float = 1e-5
+    """delta of the privacy statement."""
+    adjacency: Literal["add_or_remove_one", "replace_one", "zero_out"] = "add_or_remove_one"
+    """What neighbouring data sets are."""
+    accountant: Literal["pld", "rdp"] = "pld"
+    """Accountant behind the claimed epsilon."""
+    budget_epsilon: float | None = None
+    """Stop before the step that would pass this epsilon."""
+
+
+_POSITIVE = (
+    *("learning_rate", "scale", "l2_norm_clip", "target_epsilon", "budget_epsilon"),
+    *("noise_multiplier", "clip_learning_rate", "count_noise"),
+)
+_SEEDS = 2**32  # of weights and of noise: what a key is made from
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """What a run does: all that it takes to repeat it.
+
+    An option is read by its own name, whatever group it is in: `config.steps` is `config.training.steps`.
+    """
+
+    network: Network = dataclasses.field(default_factory=Network)
+    noise: Noise = dataclasses.field(default_factory=Noise)
+    clip: Clipping = dataclasses.field(default_factory=Clipping)
+    training: Training = dataclasses.field(default_factory=Training)
+    privacy: Privacy = dataclasses.field(default_factory=Privacy)
+
+    @classmethod
+    def of(cls, **options: Any) -> "TrainConfig":
+        """The configuration with these options, each by its own name.
+
+        >>> TrainConfig.of(schedule="linear", steps=100).noise.schedule
+        'linear'
+
+        Raises:
+          ValueError: an unknown option, or values that contradict each other.
+        """
+        return cls().replace(**options)
+
+    def replace(self, **options: Any) -> "TrainConfig":
+        """The configuration with some options changed."""
+        for name in options:
+            if name not in OPTIONS:
+                raise ValueError(f"{name}={options[name]!r}: no option of a training run")
+        parts = {}
+        for group in GROUPS:
+            mine = {name: value for name, value in options.items() if OPTIONS[name] == group}
+            parts[group] = dataclasses.replace(getattr(self, group), **mine)
+        return TrainConfig(**parts)
+
+    def options(self) -> dict[str, Any]:
+        """Every option by its own name."""
+        return {name: getattr(getattr(self, group), name) for name, group in OPTIONS.items()}
+
+    def __getattr__(self, name: str) -> Any:
+        group = OPTIONS.get(name)
+        if group is None:
+            raise AttributeError(f"{type(self).__name__} has no option {name!r}")
+        return getattr(getattr(self, group), name)
+
+    @property
+    def claim(self) -> Claim:
+        """What epsilon is claimed at, and by which accountant."""
+        return Claim(delta=self.delta, adjacency=self.adjacency, accountant=self.accountant)
+
     def __post_init__(self):
         for name in ("steps", "evaluate_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: must be >= 1")
-        if not 0 < self.delta < 1:
-            raise ValueError(f"delta={self.delta}: must lie in (0, 1)")
-        if not 0 < self.sampling_rate <= 1:
-            raise ValueError(f"sampling_rate={self.sampling_rate}: must lie in (0, 1]")
-        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
-            raise ValueError(f"ema_decay={self.ema_decay}: must lie in (0, 1)")
-        for name in (
-            *("learning_rate", "scale", "l2_norm_clip", "target_epsilon", "budget_epsilon"),
-            *("noise_multiplier", "clip_learning_rate", "count_noise"),
-        ):
+            _validate.whole(**{name: getattr(self, name)})
+        _validate.share(sampling_rate=self.sampling_rate)
+        for name in ("seed", "noise_seed"):
             value = getattr(self, name)
-            if value is not None and not 0 < value < float("inf"):
-                raise ValueError(f"{name}={value}: must be finite and > 0")
+            if value is not None and not 0 <= value < _SEEDS:
+                raise ValueError(f"{name}={value}: must lie in 0 .. {_SEEDS - 1}")
+        if self.ema_decay is not None:
+            _validate.between(0, 1, ema_decay=self.ema_decay)
+        for name in _POSITIVE:
+            if getattr(self, name) is not None:
+                _validate.positive(**{name: getattr(self, name)})
+        _ = self.claim  # or an error
+        self._check_noise()
+
+    def _check_noise(self) -> None:
         if self.clipping.startswith("quantile") and self.l2_norm_clip_end is not None:
             raise ValueError(
                 f"l2_norm_clip_end={self.l2_norm_clip_end}: {self.clipping} clipping finds its own bound"
@@ -138,5 +224,9 @@ class TrainConfig:
             raise ValueError(f"noise_multiplier={self.noise_multiplier}: {needs} start and end instead")
         if self.sampling == "shuffled":
             raise ValueError(f"sampling={self.sampling!r}: {needs} Poisson or full batches")
-        if self.accountant != "rdp":
-            raise ValueError(f"accountant={self.accountant!r}: {needs} rdp, there is no filter by another")
+
+
+GROUPS = {
+    "network": Network, "noise": Noise, "clip": Clipping, "training": Training, "privacy": Privacy
+}  # fmt: skip
+OPTIONS = {field.name: group for group, kind in GROUPS.items() for field in dataclasses.fields(kind)}

@@ -1,8 +1,9 @@
-"""One training run: step, epoch, evaluation.
+"""The compiled part of a training run: step and epoch, for any loss.
 
 The data stay on the device and an epoch (any number of steps) is one compiled loop: nothing goes back to the
 host inside it.  The number of the last step is an argument, so a run is compiled once whatever the length of
-its epochs, and sigma is traced, so it is compiled once whatever the schedule.
+its epochs; sigma is traced, so it is compiled once whatever the schedule; and what the schedule is
+multiplied by is an argument too, so that runs that differ in epsilon share their program.
 """
 
 import dataclasses
@@ -16,17 +17,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from jaxdp import clipping, data, models, sampling
-from jaxdp._privatize import PrivatizeState, entropy_key, privatize
-from jaxdp.accounting.ledger import Filter
-from jaxdp.adaptive_noise import Following
-from jaxdp.clipping import clipped_gradients
-from jaxdp.data import Dataset
-from jaxdp.gradients import convolution
-from jaxdp.sampling import Sampler
-from jaxdp.schedules import Schedule
-from jaxdp.training import configured
-from jaxdp.training.config import TrainConfig
+from jaxdp._privatize import PrivatizeState, entropy_key, find_state
+from jaxdp.gradients import Loss
+from jaxdp.plan import Plan
+from jaxdp.schedules import Parametric
 
 
 class TrainState(NamedTuple):
@@ -38,7 +32,6 @@ class TrainState(NamedTuple):
       opt_state: of the whole chain; its first part is `PrivatizeState` in a private run.
       sample_key: the secret that batches are derived from.
       overflow: whether a Poisson batch ever outgrew its places; the run must not go on then.
-      follow: of an adaptive schedule, what it spent and which noise multipliers it used.
       average: exponential moving average of the parameters after each step, see `averaged`; () without one.
     """
 
@@ -47,7 +40,6 @@ class TrainState(NamedTuple):
     opt_state: PyTree
     sample_key: Array
     overflow: Bool[Array, ""]
-    follow: PyTree = ()
     average: PyTree = ()
 
     @property
@@ -55,22 +47,15 @@ class TrainState(NamedTuple):
         """The parameters to evaluate and to use: the average where one is kept, else those of the step."""
         return self.average if jax.tree.leaves(self.average) else self.params
 
+    @property
+    def private(self) -> PrivatizeState | None:
+        """The part that `privatize` owns; None in a run without privacy."""
+        first = self.opt_state[0]
+        return first if isinstance(first, PrivatizeState) else None
 
-class Adjustable(NamedTuple):
-    """What a run may change without being compiled again: arguments of its compiled loop.
-
-    Attributes:
-      scale: factor on the noise schedule.
-      learning_rate: factor on the optimizer's updates.
-    """
-
-    scale: Float[Array, ""]
-    learning_rate: Float[Array, ""]
-
-
-def adjustable(config: TrainConfig) -> Adjustable:
-    """The arguments as configured."""
-    return Adjustable(jnp.float32(config.scale), jnp.float32(config.learning_rate))
+    def with_private(self, private: PrivatizeState) -> "TrainState":
+        """The state with another of `privatize`."""
+        return self._replace(opt_state=(private, *self.opt_state[1:]))
 
 
 class Diagnostics(NamedTuple):
@@ -85,81 +70,6 @@ class Diagnostics(NamedTuple):
     loss: Float[Array, ""]
     clipped: Float[Array, ""]
     nonfinite: Int[Array, ""]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Run:
-    """A configuration made into functions.
-
-    Attributes:
-      config: what it was made from.
-      dataset: the data.
-      model: the network with its initial parameters.
-      sampler: draws the batches.
-      clipper: bounds the gradients; None without privacy.
-      noise_multiplier: the schedule sigma(t); None without privacy, and where it is chosen during the run.
-      following: what chooses it then; None otherwise.
-      init: `config -> TrainState`: initial weights from its seed, keys from its noise seed.
-      step: `(state, (x, y)) -> (state, Diagnostics)`.
-      epoch: `(state, (x, y), stop) -> (state, Diagnostics)`: compiled; steps until `state.step == stop`, or
-        until the filter of an adaptive schedule admits no more.
-      admits: `state -> bool`: whether that filter admits the next step; true without one.
-      evaluate: `params -> accuracy` on the test split, compiled; of a state's `evaluated` parameters.
-      traces: grows by one entry each time the step is traced.
-      adjustable_step, adjustable_epoch: `step` and `epoch` before their `Adjustable`, the first argument.
-    """
-
-    config: TrainConfig
-    dataset: Dataset
-    model: models.Model
-    sampler: Sampler
-    clipper: clipping.Clipper | None
-    noise_multiplier: Schedule | None
-    following: Following | None
-    init: Callable[[TrainConfig], TrainState]
-    step: Callable[..., tuple[TrainState, Diagnostics]]
-    epoch: Callable[..., tuple[TrainState, Diagnostics]]
-    admits: Callable[[TrainState], Bool[Array, ""] | bool]
-    evaluate: Callable[[PyTree], Float[Array, ""]]
-    traces: list[int]
-    adjustable_step: Callable[..., tuple[TrainState, Diagnostics]]
-    adjustable_epoch: Callable[..., tuple[TrainState, Diagnostics]]
-
-    def adjusted(self, config: TrainConfig) -> "Run":
-        """The run of another configuration, with nothing compiled again.
-
-        Args:
-          config: differs at most in the seeds, the learning rate, how often it is evaluated, and the scale of a
-            schedule whose clipper does not depend on it.
-
-        Raises:
-          ValueError: a configuration that needs a program of its own.
-        """
-        if program(config) != program(self.config):
-            names = [f.name for f in dataclasses.fields(config)]
-            other = [n for n in names if getattr(program(config), n) != getattr(program(self.config), n)]
-            raise ValueError(f"{other[0]}={getattr(config, other[0])!r}: the run was compiled for another")
-        given = adjustable(config)
-        same = config.scale == self.config.scale
-        return dataclasses.replace(
-            self,
-            config=config,
-            noise_multiplier=self.noise_multiplier if same else configured.noise_schedule(config),
-            step=lambda state, train: self.adjustable_step(given, state, train),
-            epoch=lambda state, train, stop: self.adjustable_epoch(given, state, train, stop),
-        )
-
-    def train_arrays(self) -> tuple[Array, Array]:
-        """The training split on the device, as stored: `(x, y)`."""
-        return jnp.asarray(self.dataset.train_x), jnp.asarray(self.dataset.train_y)
-
-
-def program(config: TrainConfig) -> TrainConfig:
-    """The configuration without what needs no other program: equal ones share what is compiled."""
-    fixed: dict[str, Any] = {"seed": 0, "noise_seed": None, "learning_rate": 1.0, "evaluate_every": 1}
-    if not config.clipping.startswith("quantile"):  # whose noise on the count depends on the largest sigma
-        fixed["scale"] = 1.0
-    return dataclasses.replace(config, **fixed)
 
 
 def averaged(average: PyTree, params: PyTree, step: Int[Array, ""], decay: float) -> PyTree:
@@ -182,192 +92,128 @@ def averaged(average: PyTree, params: PyTree, step: Int[Array, ""], decay: float
     return optax.incremental_update(params, average, 1 / sum_of_weights)
 
 
-def _keys(config: TrainConfig) -> tuple[Array, Array]:
-    """The secrets behind the batches and behind the noise."""
-    key = entropy_key() if config.noise_seed is None else jax.random.key(config.noise_seed)
-    sample_key, noise_key = jax.random.split(key)
-    return sample_key, noise_key
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Program:
+    """A plan, a loss and an optimizer made into compiled functions.
 
-
-def _private_step(run_parts, sampler, clipper, sigma):
-    """The optimizer, for any `Adjustable`, and the gradient function of DP-SGD."""
-    loss_fn, optimizer, microbatch_size = run_parts
-
-    def chain(given: Adjustable):
-        scaled = None if sigma is None else (lambda step: given.scale * sigma(step))
-        private = privatize(clipper, scaled, sampler.expected_batch_size)
-        return optax.chain(private, optimizer(given.learning_rate))
-
-    gradient = clipped_gradients(loss_fn, clipper, microbatch_size=microbatch_size)
-
-    def gradients_of(params, opt_state, batch, mask):
-        state: PrivatizeState = opt_state[0]
-        return gradient(params, batch, mask, state.clip, state.step)
-
-    def diagnostics(opt_state, losses, mask):
-        state: PrivatizeState = opt_state[0]
-        count = jnp.maximum(state.examples, 1)
-        loss = jnp.where(mask, losses, 0).sum() / count
-        return Diagnostics(loss, state.clipped / count, state.nonfinite)
-
-    return chain, gradients_of, diagnostics
-
-
-def _ordinary_step(run_parts):
-    """The same for ordinary SGD: the mean gradient over the batch at hand."""
-    loss_fn, optimizer, _ = run_parts
-    if convolution.uses_patches("auto"):
-        loss_fn = convolution.with_patches(loss_fn)
-
-    def mean_loss(params, batch, mask):
-        losses = jax.vmap(loss_fn, in_axes=(None, 0))(params, batch)
-        return jnp.where(mask, losses, 0).sum() / jnp.maximum(mask.sum(), 1), losses
-
-    def gradients_of(params, opt_state, batch, mask):
-        grads, losses = jax.grad(mean_loss, has_aux=True)(params, batch, mask)
-        return losses, grads
-
-    def diagnostics(opt_state, losses, mask):
-        loss = jnp.where(mask, losses, 0).sum() / jnp.maximum(mask.sum(), 1)
-        return Diagnostics(loss, jnp.float32(jnp.nan), jnp.int32(0))
-
-    return lambda given: optimizer(given.learning_rate), gradients_of, diagnostics
-
-
-def build(
-    config: TrainConfig,
-    *,
-    dataset: Dataset | None = None,
-    model: models.Model | None = None,
-    sampler: Sampler | None = None,
-    kept: Filter | None = None,
-) -> Run:
-    """Makes the functions of a run.
-
-    Args:
-      config: what to train and how; a target epsilon must have become a scale (see `jaxdp.runs`).
-      dataset: the data; None loads `config.data`.
-      model: a network with its initial parameters, whatever the seed; None makes the configured one.
-      sampler: how batches are drawn; None makes the configured one.
-      kept: of an adaptive schedule that goes on, its filter.
-
-    Raises:
-      ValueError: a configuration that cannot be run.
+    Attributes:
+      plan: what clips, samples and adds noise.
+      loss_fn: `(params, example) -> scalar`.
+      optimizer: of the noised gradients.
+      decode: batch as stored -> batch as the loss takes it.
+      ema_decay: of the average of the parameters; None for none.
+      microbatch_size: see `jaxdp.clipped_gradients`.
+      traces: grows by one entry each time the step is traced.
     """
-    if config.target_epsilon is not None:
-        raise ValueError(f"target_epsilon={config.target_epsilon}: resolve it first (jaxdp.runs.resolved)")
-    dataset = data.load(config.data, size=config.image_size) if dataset is None else dataset
-    configured.make_optimizer(config, config.learning_rate)  # or an error before anything is made
-    given = model
-    model = configured.make_model(config, dataset) if given is None else given
-    if sampler is None:
-        sampler = sampling.create(config.sampling, dataset.train_size, config.sampling_rate, config.steps)
-    sigma = configured.noise_schedule(config)
-    follow = configured.make_following(config, sampler.sampling_rate, kept)
-    clipper = None
-    if config.schedule != "none":
-        clipper = configured.make_clipper(config, model.params, sigma, sampler.expected_batch_size)
-    optimizer = functools.partial(configured.make_optimizer, config)
-    parts = (models.cross_entropy(model), optimizer, config.microbatch_size)
-    if clipper is None:
-        chain, gradients_of, diagnostics = _ordinary_step(parts)
-    else:
-        unscaled = configured.noise_schedule(dataclasses.replace(config, scale=1.0))
-        chain, gradients_of, diagnostics = _private_step(parts, sampler, clipper, unscaled)
-    traces: list[int] = []
 
-    def bound(state: TrainState) -> Float[Array, ""]:
-        assert clipper is not None and clipper.sensitivity is not None
-        return clipper.sensitivity(state.opt_state[0].clip, state.step)
+    plan: Plan
+    loss_fn: Loss
+    optimizer: optax.GradientTransformation
+    decode: Callable[[PyTree], PyTree] = lambda batch: batch
+    ema_decay: float | None = None
+    microbatch_size: int | str | None = "auto"
+    traces: list[int] = dataclasses.field(default_factory=list)
 
-    def admits(state: TrainState):
-        return True if follow is None else follow.admits(state.follow, bound(state))
+    def __post_init__(self):
+        _ = self.plan.batches  # or an error
 
-    def step(
-        given: Adjustable, state: TrainState, train: tuple[Array, Array]
-    ) -> tuple[TrainState, Diagnostics]:
-        traces.append(1)
-        drawn = sampler.draw(state.sample_key, state.step)
-        batch = (dataset.to_float(train[0][drawn.indices]), train[1][drawn.indices])
-        losses, grads = gradients_of(state.params, state.opt_state, batch, drawn.mask)
-        followed, chosen = state.follow, {}
-        if follow is not None:
-            followed, chosen["noise_multiplier"] = follow.charge(followed, bound(state), state.step)
-        updates, opt_state = chain(given).update(grads, state.opt_state, state.params, **chosen)
-        params, average = optax.apply_updates(state.params, updates), state.average
-        if config.ema_decay is not None:
-            average = averaged(average, params, state.step, config.ema_decay)
-        return TrainState(
-            step=state.step + 1,
-            params=params,
-            opt_state=opt_state,
-            sample_key=state.sample_key,
-            overflow=state.overflow | drawn.overflow,
-            follow=followed,
-            average=average,
-        ), diagnostics(opt_state, losses, drawn.mask)
-
-    @jax.jit
-    def epoch(given, state, train, stop):
-        nothing = Diagnostics(jnp.float32(jnp.nan), jnp.float32(jnp.nan), jnp.int32(0))
-        return jax.lax.while_loop(
-            lambda carry: (carry[0].step < stop) & admits(carry[0]),
-            lambda carry: step(given, carry[0], train),
-            (state, nothing),
-        )
-
-    def init(config: TrainConfig) -> TrainState:
-        params = configured.make_model(config, dataset).params if given is None else given.params
-        sample_key, noise_key = _keys(config)
-        opt_state: Any = chain(adjustable(config)).init(params)
-        if clipper is not None:
-            opt_state = (opt_state[0]._replace(key=noise_key), *opt_state[1:])
+    def init(self, params: PyTree, plan: Plan | None = None) -> TrainState:
+        """The first state, with keys from the seed of the plan, or of another plan that shares the program."""
+        plan = self.plan if plan is None else plan
+        key = entropy_key() if plan.seed is None else jax.random.key(plan.seed)
+        sample_key, noise_key = jax.random.split(key)
+        params = jax.tree.map(jnp.asarray, params)
+        opt_state: Any = optax.chain(plan.privatize(noise_key), self.optimizer).init(params)
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,
             opt_state=opt_state,
             sample_key=sample_key,
             overflow=jnp.zeros((), bool),
-            follow=() if follow is None else follow.init(),
-            average=() if config.ema_decay is None else params,
+            average=() if self.ema_decay is None else jax.tree.map(jnp.copy, params),
         )
 
-    given_first = adjustable(config)
-    return Run(
-        config=config,
-        dataset=dataset,
-        model=model,
-        sampler=sampler,
-        clipper=clipper,
-        noise_multiplier=sigma,
-        following=follow,
-        init=init,
-        step=functools.partial(step, given_first),
-        epoch=functools.partial(epoch, given_first),
-        admits=admits,
-        evaluate=evaluator(model, dataset),
-        traces=traces,
-        adjustable_step=step,
-        adjustable_epoch=epoch,
-    )
+    def step(self, plan: Plan, state: TrainState, arrays: PyTree) -> tuple[TrainState, Diagnostics]:
+        """One step.
+
+        Args:
+          plan: the program's, or one that differs in seed and in the factor on its schedule alone.
+          state: before it.
+          arrays: the data on the device.
+        """
+        return self._step(_traced(plan), state, arrays)
+
+    def _step(self, schedule: Parametric | None, state: TrainState, arrays: PyTree):
+        self.traces.append(1)
+        plan = self.plan if schedule is None else dataclasses.replace(self.plan, noise_multiplier=schedule)
+        drawn = plan.batches.draw(state.sample_key, state.step)
+        batch = self.decode(jax.tree.map(lambda leaf: leaf[drawn.indices], arrays))
+        gradient = plan.gradients(self.loss_fn, microbatch_size=self.microbatch_size)
+        losses, grads = gradient(state.params, state.opt_state, batch, drawn.mask)
+        chain = optax.chain(plan.privatize(), self.optimizer)
+        updates, opt_state = chain.update(grads, state.opt_state, state.params)
+        params, average = optax.apply_updates(state.params, updates), state.average
+        if self.ema_decay is not None:
+            average = averaged(average, params, state.step, self.ema_decay)
+        after = TrainState(
+            step=state.step + 1,
+            params=params,
+            opt_state=opt_state,
+            sample_key=state.sample_key,
+            overflow=state.overflow | drawn.overflow,
+            average=average,
+        )
+        return after, _diagnostics(after, losses, drawn.mask)
+
+    @functools.cached_property
+    def _compiled(self) -> Any:
+        @jax.jit
+        def epoch(schedule, state, arrays, stop):
+            nothing = Diagnostics(jnp.float32(jnp.nan), jnp.float32(jnp.nan), jnp.int32(0))
+            return jax.lax.while_loop(
+                lambda carry: (carry[0].step < stop) & self.admits(carry[0]),
+                lambda carry: self._step(schedule, carry[0], arrays),
+                (state, nothing),
+            )
+
+        return epoch
+
+    def epoch(
+        self, plan: Plan, state: TrainState, arrays: PyTree, stop: Any
+    ) -> tuple[TrainState, Diagnostics]:
+        """Steps until `state.step == stop`, or until the filter of an adaptive schedule admits no more;
+        compiled.
+
+        Args:
+          plan: the program's, or one that differs in seed and in the factor on its schedule alone.
+          state, arrays: see `step`.
+          stop: number of steps.
+        """
+        return self._compiled(_traced(plan), state, arrays, jnp.int32(stop))
+
+    def lowered(self, state: TrainState, arrays: PyTree) -> str:
+        """The epoch's program as text (StableHLO): all that decides what is computed, but its arguments."""
+        return self._compiled.lower(_traced(self.plan), state, arrays, jnp.int32(0)).as_text()
+
+    def admits(self, state: TrainState) -> Bool[Array, ""] | bool:
+        """Whether the filter of an adaptive schedule admits the next step; true without one."""
+        if self.plan.policy is None:
+            return True
+        private, clipper = find_state(state.opt_state), self.plan.clipper
+        assert clipper is not None and clipper.sensitivity is not None
+        return self.plan.policy.admits(private.noise, clipper.sensitivity(private.clip, private.step))
 
 
-def evaluator(model: models.Model, dataset: Dataset, batch_size: int = 256):
-    """Accuracy on a data set's test split, a compiled function of the parameters, a batch at a time."""
-    x, y = jnp.asarray(dataset.test_x), jnp.asarray(dataset.test_y)
-
-    @jax.jit
-    def evaluate(params):
-        def correct(example):
-            image, label = example
-            return jnp.argmax(model.apply(params, dataset.to_float(image))) == label
-
-        return jax.lax.map(correct, (x, y), batch_size=min(batch_size, len(y))).mean()
-
-    return evaluate
+def _traced(plan: Plan) -> Parametric | None:
+    """The schedule as an argument, where it can be one."""
+    return plan.schedule if isinstance(plan.schedule, Parametric) else None
 
 
-def noise_state(state: TrainState) -> PrivatizeState | None:
-    """The part of the state that `privatize` owns; None in a run without privacy."""
-    first = state.opt_state[0] if isinstance(state.opt_state, tuple) and state.opt_state else None
-    return first if isinstance(first, PrivatizeState) else None
+def _diagnostics(state: TrainState, losses: Array, mask: Array) -> Diagnostics:
+    private = state.private
+    if private is None:
+        loss = jnp.where(mask, losses, 0).sum() / jnp.maximum(mask.sum(), 1)
+        return Diagnostics(loss, jnp.float32(jnp.nan), jnp.int32(0))
+    count = jnp.maximum(private.examples, 1)
+    loss = jnp.where(mask, losses, 0).sum() / count
+    return Diagnostics(loss, private.clipped / count, private.nonfinite)

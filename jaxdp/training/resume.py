@@ -1,169 +1,156 @@
-"""What a run leaves in its checkpoints, and how it goes on from one.
+"""What a run leaves in its checkpoints beside its state, and how it goes on from one.
 
-A run that goes on with other noise draws from secrets of its own: the noise of steps that were taken before an
-interruption, and seen, must not meet other gradients again.
+A run that goes on with another program draws from secrets of its own: noise that met one sum must not meet
+another.  What the program is, is asked of the compiler: its text holds the loss, the optimizer with its
+constants, the clipper and the sizes of microbatches, and so all that decides what is summed and how it is
+rounded.
 """
 
-import dataclasses
 import functools
 import hashlib
 import json
+import os
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import PyTree
 
 from jaxdp import noise
 from jaxdp.accounting import filters, ledger
 from jaxdp.accounting.ledger import Filter, Ledger
+from jaxdp.data.source import Source
+from jaxdp.plan import Plan
 from jaxdp.training import checkpoints
-from jaxdp.training import program as training
-from jaxdp.training.config import TrainConfig
-from jaxdp.training.program import Run, TrainState
+from jaxdp.training.program import Program, TrainState
 
 Curves = dict[str, list[float]]
 
-# What a resumed run may change: the mechanism (the ledger keeps the old and the new) ...
-_MECHANISM = {
-    *(
-        "schedule",
-        "noise_multiplier",
-        "start",
-        "end",
-        "scale",
-        "clipping",
-        "l2_norm_clip",
-        "l2_norm_clip_end",
-    ),
-    *("target_quantile", "clip_learning_rate", "count_noise"),
-    *("steps", "sampling", "sampling_rate", "target_epsilon", "learning_rate"),
-}
-# ... and how closely it is watched, and its privacy stated.
-_WATCHING = {
-    *(
-        "microbatch_size",
-        "delta",
-        "adjacency",
-        "accountant",
-        "budget_epsilon",
-        "evaluate_every",
-        "diagnostics",
-    ),
-}
+
+def identity(
+    program: Program, plan: Plan, source: Source, state: TrainState, arrays: PyTree
+) -> dict[str, Any]:
+    """What a checkpoint says of the run that wrote it.
+
+    Returns:
+      `examples`: fingerprint of the data.  `program`: digest of all that decides what a step computes, but
+      state and keys.  `clip`: the clipper's state at the start.
+    """
+    digest = hashlib.sha256(program.lowered(state, arrays).encode())
+    for part in (_charged(plan), _injected(state), _machine(), noise.VERSION):
+        digest.update(json.dumps(part).encode())
+    clip = [] if state.private is None else jax.tree.leaves(state.private.clip)
+    return {
+        "examples": source.fingerprint,
+        "program": digest.hexdigest(),
+        "clip": [np.asarray(leaf).tolist() for leaf in clip],
+    }
 
 
-def storable(state: TrainState) -> TrainState:
-    """The state without what the ledger beside it says."""
-    return state._replace(follow=state.follow._replace(levels=())) if state.follow else state
+def _charged(plan: Plan) -> list:
+    """The noise of every step: its scale is an argument of the program, not a part of it."""
+    return [] if plan.policy is not None else list(plan.entry().noise_multipliers)
 
 
-def kept_filter(config: TrainConfig, folder: pathlib.Path) -> Filter | None:
+def _hyperparams(opt_state: PyTree) -> Iterator[Any]:
+    """Every part of `optax.inject_hyperparams`, whose values are state and not program."""
+    is_injected = lambda x: hasattr(x, "hyperparams") and hasattr(x, "inner_state")  # noqa: E731
+    return filter(is_injected, jax.tree.leaves(opt_state, is_leaf=is_injected))
+
+
+def _injected(state: TrainState) -> list:
+    return [
+        [np.asarray(v).tolist() for v in part.hyperparams.values()] for part in _hyperparams(state.opt_state)
+    ]
+
+
+def _machine() -> list:
+    """What decides how sums are rounded."""
+    devices = jax.devices()
+    versions = [jax.__version__, jax.lib.__version__]
+    return [*versions, devices[0].platform, devices[0].device_kind, len(devices), os.cpu_count(),
+            os.environ.get("XLA_FLAGS", "")]  # fmt: skip
+
+
+def kept_filter(folder: pathlib.Path | None, *, adaptive: bool) -> Filter | None:
     """The filter of the run in a folder.
 
     Raises:
       ValueError: a run that was not begun as it is to go on: under a filter, or under none.
     """
+    assert folder is not None
     kept = ledger.from_json(checkpoints.restore(folder).document["ledger"]).filter
-    if (kept is None) == (config.schedule == "adaptive"):
+    if (kept is None) == adaptive:
         was = "without a filter" if kept is None else "under a filter"
+        asked = "adaptive" if adaptive else "fixed beforehand"
         raise ValueError(
-            f"schedule={config.schedule!r}: the run was begun {was}, which is fixed before the first step"
+            f"noise_multiplier={asked}: the run was begun {was}, which is fixed before the first step"
         )
     return kept
 
 
 def resume(
-    run: Run, folder: pathlib.Path, target_epsilon: float | None, curves: Curves
-) -> tuple[TrainState, Ledger, Curves]:
-    """State, privacy spent and curves of the newest checkpoint, checked against the run that goes on.
+    folder: pathlib.Path | None, fresh: TrainState, plan: Plan, now: dict[str, Any] | None
+) -> tuple[TrainState, Ledger, Curves, str]:
+    """State, privacy spent, curves and name of the run of the newest checkpoint.
 
     Args:
-      run: what goes on.
       folder: of the checkpoints.
-      target_epsilon: as asked for, before it became a scale.
-      curves: those that the run keeps.
+      fresh: the state at which the run that goes on would begin.
+      plan: its plan.
+      now: its `identity`.
 
     Raises:
-      ValueError: another model, other data, a ledger that does not fit, what a resumed run may not change.
+      ValueError: other parameters, optimizer or data, a ledger that does not fit, a run that is longer already.
     """
-    saved = checkpoints.restore(folder, like=storable(run.init(run.config)))
-    before, now = saved.document["config"], dataclasses.asdict(run.config)
-    for name in sorted(set(now) - _MECHANISM - _WATCHING):
-        if before.get(name) != now[name]:
-            raise ValueError(
-                f"{name}={now[name]!r}: the checkpoint was made with {name}={before.get(name)!r}"
-            )
-    if saved.document.get("examples") != run.dataset.fingerprint:
-        # Other data would meet the noise that these did, and the difference would show.
-        raise ValueError(f"data={run.dataset.name!r}: not the training examples of the checkpoint")
-    if target_epsilon is not None and before.get("scale") != now["scale"]:
+    assert folder is not None and now is not None
+    saved = checkpoints.restore(folder, like=fresh)
+    before = saved.document
+    missing = {"examples", "program", "clip", "ledger", "curves", "run"} - set(before)
+    if missing:
         raise ValueError(
-            f"target_epsilon={target_epsilon}: for a run as a whole, and this one began with other noise; "
-            "go on with the settings it had, or give scale and budget_epsilon"
+            f"checkpoint={str(folder)!r}: was written by an older version, and cannot be gone on with"
         )
-    spent = ledger.from_json(saved.document["ledger"])
+    if before["examples"] != now["examples"]:
+        # Other data would meet the noise that these did, and the difference would show.
+        raise ValueError("data: not the training examples of the checkpoint")
+    spent = ledger.from_json(before["ledger"])
     if spent.steps != saved.step:
         raise ValueError(f"ledger={spent.steps} steps: the checkpoint has {saved.step}; not resumed")
-    if saved.step > run.config.steps:
-        raise ValueError(f"steps={run.config.steps}: the checkpoint is at step {saved.step} already")
-    curves = {name: saved.document["curves"].get(name, []) for name in curves}
-    state = saved.state
-    if run.following is not None:
-        if int(state.follow.spent) != filters.spent(spent):
+    if saved.step > plan.steps:
+        raise ValueError(f"steps={plan.steps}: the checkpoint is at step {saved.step} already")
+    state = _with_hyperparams(saved.state, fresh)
+    private, first = state.private, fresh.private
+    if private is not None and first is not None:
+        if plan.policy is not None and int(private.noise.spent) != filters.spent(spent):
             raise ValueError("ledger: the filter's account in the checkpoint's state is another; not resumed")
-        state = state._replace(follow=state.follow._replace(levels=run.following.init().levels))
-    if before.get("l2_norm_clip") != now["l2_norm_clip"]:
-        state = _with_new_bound(state, run)
-    other_noise = saved.document.get("noise") != noise.VERSION
-    if other_noise or any(before.get(name) != now[name] for name in _MECHANISM):
-        # Steps after the checkpoint may have been taken with the old parameters before the interruption: the
-        # new ones must not meet the same noise again.
-        state = _with_new_noise(state, run, saved.step)
-    return state, spent, curves
+        if before["clip"] != now["clip"]:  # an adaptive bound starts again from the one that is asked for now
+            state = state.with_private(private._replace(clip=first.clip))
+    if before["program"] != now["program"]:
+        state = _with_new_keys(state, plan, f"{saved.step} {now['program']}")
+    return state, spent, dict(before["curves"]), before["run"]
 
 
-def _with_new_bound(state: TrainState, run: Run) -> TrainState:
-    """An adaptive clip bound starts again from the new one that was asked for."""
-    private = training.noise_state(state)
-    if private is None:
-        return state
-    first = private._replace(clip=run.init(run.config).opt_state[0].clip)
-    return state._replace(opt_state=(first, *state.opt_state[1:]))
+def _with_hyperparams(state: TrainState, fresh: TrainState) -> TrainState:
+    """The state with the hyper-parameters that the optimizer is given now."""
+    values = iter([part.hyperparams for part in _hyperparams(fresh.opt_state)])
+    is_injected = lambda x: hasattr(x, "hyperparams") and hasattr(x, "inner_state")  # noqa: E731
+    changed = jax.tree.map(
+        lambda x: x._replace(hyperparams=next(values)) if is_injected(x) else x,
+        state.opt_state,
+        is_leaf=is_injected,
+    )
+    return state._replace(opt_state=changed)
 
 
-def _with_new_noise(state: TrainState, run: Run, step: int) -> TrainState:
-    """Secrets of their own for other settings, also where copies of a checkpoint go different ways."""
-    settings = {name: getattr(run.config, name) for name in sorted(_MECHANISM)}
-    digest = hashlib.sha256(json.dumps([step, settings]).encode()).digest()
-    words = np.frombuffer(digest, np.uint32)[:4]
-
-    def renewed(key):
-        return functools.reduce(jax.random.fold_in, words, key)
-
-    private = training.noise_state(state)
-    if run.sampler.kind != "shuffled":  # a new permutation amid an epoch could take an example twice
+def _with_new_keys(state: TrainState, plan: Plan, settings: str) -> TrainState:
+    """Secrets of their own for another program, also where copies of a checkpoint go different ways."""
+    words = np.frombuffer(hashlib.sha256(settings.encode()).digest(), np.uint32)[:4]
+    renewed = lambda key: functools.reduce(jax.random.fold_in, words, key)  # noqa: E731
+    if plan.sampling.kind != "shuffled":  # a new permutation amid an epoch could take an example twice
         state = state._replace(sample_key=renewed(state.sample_key))
-    if private is None:
+    if state.private is None:
         return state
-    first = private._replace(key=renewed(private.key))
-    return state._replace(opt_state=(first, *state.opt_state[1:]))
-
-
-def document(run: Run, spent: Ledger, curves: Curves) -> dict[str, Any]:
-    """What a checkpoint says beside its arrays."""
-    return {
-        "config": dataclasses.asdict(run.config),
-        "examples": run.dataset.fingerprint,
-        "noise": noise.VERSION,
-        "ledger": spent.to_json(),
-        "curves": curves,
-    }
-
-
-def from_checkpoint(folder: str | pathlib.Path) -> tuple[Run, TrainState, Ledger]:
-    """The run, state and privacy spent of the newest checkpoint in a folder."""
-    document = checkpoints.restore(folder).document
-    spent = ledger.from_json(document["ledger"])
-    run = training.build(TrainConfig(**document["config"]), kept=spent.filter)
-    return run, checkpoints.restore(folder, like=storable(run.init(run.config))).state, spent
+    return state.with_private(state.private._replace(key=renewed(state.private.key)))

@@ -39,7 +39,6 @@ from jaxdp.auditing import Rates
 from jaxdp.laboratory.audit import canaries, law
 from jaxdp.laboratory.audit.canaries import Observation, Subject
 from jaxdp.laboratory.audit.law import Law
-from jaxdp.training import run as runs
 
 Method = Literal["direct", "one_run"]
 METHODS: tuple[Method, ...] = ("direct", "one_run")
@@ -93,7 +92,7 @@ class Finding:
 def claimed(subject: Subject) -> tuple[Ledger, Epsilon]:
     """The ledger and the epsilon of the audited steps, as a run of this configuration states them."""
     config = subject.config
-    ledger = Ledger().append(runs.entry(subject.run, 0, config.steps))
+    ledger = subject.run.plan.ledger()
     claim = accounting.Claim(delta=config.delta, adjacency=config.adjacency)
     epsilon = accounting.epsilon(ledger, claim, nominal=not ledger.private)
     return ledger, epsilon
@@ -207,9 +206,10 @@ def _features(observed: Observation) -> Float[np.ndarray, "runs features"]:
 
 def _law(subject: Subject, seen: Sequence[Observation], alpha: float) -> Law:
     """The noise of all runs, in the slot that no example touches, against the noise that is claimed."""
-    assert subject.run.noise_multiplier is not None
-    sigmas = schedules.values(subject.run.noise_multiplier, subject.config.steps)
-    return law.examine(np.concatenate([observed.noise for observed in seen]) / sigmas[None, :, None], alpha)
+    plan = subject.run.plan
+    assert plan.schedule is not None and plan.clipper is not None
+    drawn = plan.clipper.gradient_noise(schedules.values(plan.schedule, subject.config.steps))
+    return law.examine(np.concatenate([observed.noise for observed in seen]) / drawn[None, :, None], alpha)
 
 
 def _detail(rates: Rates) -> dict[str, Any]:

@@ -25,9 +25,10 @@ from jaxdp import gradients, models
 from jaxdp._privatize import PrivatizeState
 from jaxdp.data import Dataset
 from jaxdp.sampling import Sampler
-from jaxdp.training import program as training
+from jaxdp.training import configured
 from jaxdp.training.config import TrainConfig
-from jaxdp.training.program import Run
+from jaxdp.training.configured import Run
+from jaxdp.training.program import TrainState
 
 _CLASSES = 4
 _BACKGROUND_SLOTS = 4  # and one more, that stays empty
@@ -48,7 +49,7 @@ class Observation(NamedTuple):
       slot: [steps, coordinates], the noised sum in the first canary's slot, in units of the length of its
         contribution.
       noise: [steps, coordinates], the noised sum in the slot that no example touches, in units of the clipper's
-        noise scale: sigma times a standard normal, if the noise is what is claimed.
+        noise scale: the gradient's sigma times a standard normal, if the noise is what is claimed.
       released: [steps, numbers], the clipper's state after the step: what it makes public beside the sum.
     """
 
@@ -67,8 +68,8 @@ class Subject:
     Attributes:
       config: the run.
       canaries: their number m: the first rows of the data.
-      run: the run with all of them, as `training.build` makes it.
-      observe: `(key, present [m]) -> Observation`: one whole run of `Run.step`, from batches and noise of
+      run: the run with all of them.
+      observe: `(key, present [m]) -> Observation`: one whole run of its steps, from batches and noise of
         that key, with the canaries that are present.  Traceable.
     """
 
@@ -146,11 +147,10 @@ def _only(sampler: Sampler, rows: Bool[Array, " n"]) -> Sampler:
     return dataclasses.replace(sampler, draw=draw)
 
 
-def _noise_state(state: training.TrainState) -> PrivatizeState:
+def _noise_state(state: TrainState) -> PrivatizeState:
     """What `privatize` owns of the state: the runs audited here are private ones."""
-    found = training.noise_state(state)
-    assert found is not None
-    return found
+    assert state.private is not None
+    return state.private
 
 
 def _slots_first(tree: PyTree) -> list[Float[Array, "slots width"]]:
@@ -181,33 +181,33 @@ def subject(
     """
     if config.sampling == "shuffled" and config.adjacency == "add_or_remove_one":
         raise ValueError("sampling='shuffled': audit it under zero_out or replace_one")
-    config = dataclasses.replace(config, optimizer="sgd", learning_rate=1.0, learning_rate_decay=None)
+    config = config.replace(optimizer="sgd", learning_rate=1.0, learning_rate_decay=None)
     slots = canaries + _BACKGROUND_SLOTS + 1
     dataset = _dataset(canaries, slots, background, opposed)
     model = classifier(canaries, slots)
-    run = training.build(config, dataset=dataset, model=model)
-    start = run.init(config)
+    run = configured.build(config, dataset=dataset, network=model)
+    start = run.init()
     reference = _reference(run, slots)
     sizes = np.where(np.arange(len(dataset.train_x)) < canaries, magnitude, 1.0).astype(np.float32)
     sizes[canaries : canaries + opposed] = MAGNITUDE / 2
     labels = jnp.asarray(dataset.train_y)
-    batch_size = run.sampler.expected_batch_size
+    batch_size = run.plan.expected_batch_size
 
     def observe(key, present):
         others = jnp.ones(len(sizes) - canaries, bool)
         rows = jnp.concatenate([present, others])
         inputs = jnp.where(rows, 1.0, _ABSENT_INPUT[config.adjacency])[:, None] * dataset.train_x
         x = jnp.where(dataset.train_x != 0, inputs * sizes[:, None], 0.0)
-        sampler = run.sampler
+        sampler = run.plan.batches
         if config.adjacency == "add_or_remove_one":
             sampler = _only(sampler, rows)
-        audited = training.build(config, dataset=dataset, model=model, sampler=sampler)
+        audited = configured.build(config, dataset=dataset, network=model, sampler=sampler)
         sample_key, noise_key = jax.random.split(key)
-        noise = _noise_state(start)._replace(key=noise_key)
-        first = start._replace(sample_key=sample_key, opt_state=(noise, *start.opt_state[1:]))
+        first = start.with_private(_noise_state(start)._replace(key=noise_key))
+        first = first._replace(sample_key=sample_key)
 
         def step(state, _):
-            after, _ = audited.step(state, (x, labels))
+            after = audited.step(state, (x, labels))
             released = jax.tree.map(lambda a, b: batch_size * (a - b), state.params, after.params)
             return after, _observed(
                 run, reference, canaries, released, _noise_state(state), _noise_state(after)
@@ -226,13 +226,14 @@ def _observed(
     products = jnp.stack([n[:canaries] @ c for n, c in zip(noised, contribution, strict=True)], axis=1)
     squares = jnp.stack([c @ c for c in contribution])
     sensitivity = jnp.sqrt(squares.sum())
-    assert run.clipper is not None
+    assert run.plan.clipper is not None
     return Observation(
         along=products.sum(axis=1) / squares.sum(),
         by_tensor=products / squares[None],
         energy=sum((jnp.sum(n**2) for n in noised), jnp.zeros(())) / sum(n.size for n in noised),
         slot=jnp.concatenate([n[0] for n in noised]) / sensitivity,
-        noise=jnp.concatenate([n[-1] for n in noised]) / (sensitivity * run.clipper.noise_to_sensitivity),
+        noise=jnp.concatenate([n[-1] for n in noised])
+        / (sensitivity * run.plan.clipper.noise_to_sensitivity),
         # never empty, which lax.map does not take in chunks
         released=jnp.concatenate([jnp.zeros(1), *(leaf.reshape(-1) for leaf in jax.tree.leaves(after.clip))]),
     )
@@ -240,7 +241,7 @@ def _observed(
 
 def _reference(run: Run, slots: int):
     """What a canary adds to its slot of each tensor, by the clipper: `(clip_state, step) -> [[width]]`."""
-    clipper = run.clipper
+    clipper = run.plan.clipper
     assert clipper is not None
     canary = jnp.zeros((1, slots)).at[0, 0].set(MAGNITUDE), jnp.zeros(1, jnp.int32)
     per_example = gradients.per_example(models.cross_entropy(run.model))

@@ -122,7 +122,7 @@ def rows(config: Config) -> list[Row]:
         for name in config.sigmas:
             for method in config.methods:
                 lengths = _DIRECT[name] | {"microbatch_size": 3} if method == "direct" else _ONE_RUN
-                run = TrainConfig(**common, **sigma[name], **MECHANISMS[mechanism], **lengths)
+                run = TrainConfig.of(**common, **sigma[name], **MECHANISMS[mechanism], **lengths)
                 found.append(Row(mechanism=mechanism, sigma=name, method=method, config=run))
     return found
 

@@ -20,15 +20,15 @@ from jaxdp import data, models, schedules
 from jaxdp.attacks import public_knowledge
 from jaxdp.laboratory.comparison.exposure import Bench, Case, noise_scales, relative_noise
 from jaxdp.training import configured
-from jaxdp.training import record as recording
-from jaxdp.training import run as runs
 from jaxdp.training.config import TrainConfig
+from jaxdp.training.record import train_record
 from jaxdp.training.run import TrainResult
 
 VARIANTS = ("non_private", "fixed", *schedules.DYNAMIC, "l2_max")
 STAGES = {"early": 0.05, "middle": 0.5, "late": 1.0}
 _TIMED_STEPS, _TIMED_ROUNDS = 10, 5
 Snapshots = dict[str, tuple[int, PyTree]]
+Trained = tuple[configured.Run, TrainResult]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,7 +84,7 @@ def train_config(config: CompareConfig, variant: str, seed: int) -> TrainConfig:
     schedule = {"non_private": "none", "l2_max": "fixed"}.get(variant, variant)
     # Names of any spelling: those that do not exist are refused when the run is built.
     named: dict[str, Any] = dict(model=config.model, activation=config.activation, schedule=schedule)
-    return TrainConfig(
+    return TrainConfig.of(
         data=config.data,
         image_size=config.image_size,
         **named,
@@ -104,7 +104,7 @@ def train_config(config: CompareConfig, variant: str, seed: int) -> TrainConfig:
 
 def train_variant(
     config: CompareConfig, variant: str, dataset: data.Dataset, log
-) -> tuple[list[TrainResult], Snapshots]:
+) -> tuple[list[Trained], Snapshots]:
     """The runs of all seeds, and the first seed's parameters at the three stages."""
     stages = {round(share * config.steps): stage for stage, share in STAGES.items()}
     snapshots: Snapshots = {}
@@ -113,33 +113,31 @@ def train_variant(
         if step in stages:
             snapshots[stages[step]] = (step, jax.tree.map(np.asarray, params))
 
-    first = runs.train(train_config(config, variant, 0), dataset=dataset, observer=keep)
-    done = [first]
+    first = configured.build(train_config(config, variant, 0), dataset=dataset)
+    done = [(first, first.train(callbacks=(keep,)))]
     for seed in range(1, config.seeds):
-        seeded = dataclasses.replace(first.config, seed=seed, noise_seed=seed)
-        done.append(runs.train(seeded, run=first.run))
-    accuracies = ", ".join(f"{r.curves['test_accuracy'][-1]:.3f}" for r in done)
+        seeded = first.adjusted(first.config.replace(seed=seed, noise_seed=seed))
+        done.append((seeded, seeded.train()))
+    accuracies = ", ".join(f"{result.curves['test_accuracy'][-1]:.3f}" for _, result in done)
     log(f"trained {variant:<15} accuracy {accuracies}")
     return done, snapshots
 
 
-def time_steps(finished: dict[str, TrainResult]) -> dict[str, dict[str, float]]:
+def time_steps(finished: dict[str, Trained]) -> dict[str, dict[str, float]]:
     """Median and spread of each variant's time a step, measured in turns so that all meet the same machine."""
     times: dict[str, list[float]] = {variant: [] for variant in finished}
-    arrays = next(iter(finished.values())).run.train_arrays()
+    arrays = next(iter(finished.values()))[0].arrays
     for _ in range(_TIMED_ROUNDS):
-        for variant, result in finished.items():
+        for variant, (run, result) in finished.items():
             state = result.state._replace(step=jnp.zeros((), jnp.int32))
             began = time.perf_counter()
-            jax.block_until_ready(result.run.epoch(state, arrays, np.int32(_TIMED_STEPS)))
+            jax.block_until_ready(run.epoch(state, arrays, _TIMED_STEPS))
             times[variant].append(1e3 * (time.perf_counter() - began) / _TIMED_STEPS)
     return {
         variant: {
             "ms_per_step": float(np.median(ms)),
             "ms_per_step_spread": float(np.std(ms, ddof=1)),
-            "examples_per_second": 1e3
-            * finished[variant].run.sampler.expected_batch_size
-            / float(np.median(ms)),
+            "examples_per_second": 1e3 * finished[variant][0].plan.expected_batch_size / float(np.median(ms)),
         }
         for variant, ms in times.items()
     }
@@ -147,7 +145,7 @@ def time_steps(finished: dict[str, TrainResult]) -> dict[str, dict[str, float]]:
 
 def bench(config: CompareConfig, dataset: data.Dataset) -> Bench:
     """The victims, the attacker's public images and the loss of a comparison."""
-    model = configured.make_model(train_config(config, "non_private", 0), dataset)
+    model = configured.model(train_config(config, "non_private", 0), dataset)
     n, known = config.victims, 512
     return Bench(
         loss_fn=models.cross_entropy(model),
@@ -166,7 +164,7 @@ def bench(config: CompareConfig, dataset: data.Dataset) -> Bench:
 
 
 def leaking(
-    bench: Bench, first: dict[str, TrainResult], snapshots: dict[str, Snapshots], batch_size: int
+    bench: Bench, first: dict[str, Trained], snapshots: dict[str, Snapshots], batch_size: int
 ) -> dict[str, list[Case]]:
     """Every variant and stage at every leak point: cases `unnoised`, `noised` (alone) and `batch`.
 
@@ -175,7 +173,7 @@ def leaking(
     cases: dict[str, list[Case]] = {"unnoised": [], "noised": [], "batch": []}
     alone = np.zeros(len(bench.x), np.float32)
     for variant, stages in snapshots.items():
-        run = first[variant].run
+        sigma = first[variant][0].plan.schedule
         clip = "none" if variant in ("non_private", "l2_max") else "flat"
         for stage, (step, params) in stages.items():
             case = Case(
@@ -188,11 +186,11 @@ def leaking(
                 noise_std=alone,
             )
             cases["unnoised"].append(case)
-            if run.noise_multiplier is None:
+            if sigma is None:
                 continue
             if clip == "flat":
                 cases["unnoised"].append(dataclasses.replace(case, point="clipped", clip="flat"))
-            std = float(run.noise_multiplier(step)) * noise_scales(bench, params, clip)
+            std = float(sigma(step)) * noise_scales(bench, params, clip)
             noised = dataclasses.replace(case, point="noised", clip=clip, noise_std=std)
             cases["noised"].append(noised)
             together = std.reshape(-1, batch_size).mean(axis=1) / batch_size
@@ -250,11 +248,11 @@ def compare(config: CompareConfig, log: Callable[[str], Any] = print) -> list[di
     first = {variant: trained[0] for variant, (trained, _) in done.items()}
     timings = time_steps(first)
     records = [
-        recording.train_record(result, variant=variant, **timings[variant])
+        train_record(run, result, variant=variant, **timings[variant])
         for variant, (trained, _) in done.items()
-        for result in trained
+        for run, result in trained
     ]
     shared = bench(config, dataset)
     cases = leaking(shared, first, {v: snapshots for v, (_, snapshots) in done.items()}, config.batch_size)
-    fresh = configured.make_model(train_config(config, "non_private", 0), dataset).params
+    fresh = configured.model(train_config(config, "non_private", 0), dataset).params
     return records + attack(config, shared, cases, fresh, log)

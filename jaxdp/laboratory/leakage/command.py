@@ -12,7 +12,7 @@ from jaxdp.attacks import metrics, public_knowledge
 from jaxdp.laboratory import records as results
 from jaxdp.laboratory.leakage import forecast, picture, sweep
 from jaxdp.laboratory.leakage.sweep import Model, Settings, break_down
-from jaxdp.training import resume as resuming
+from jaxdp.training import configured
 
 _SHOWN = 5  # images kept in a record
 
@@ -100,7 +100,7 @@ def _trained(folder: pathlib.Path):
     if not folder.is_dir():
         raise ValueError(f"checkpoint={str(folder)!r}: no such folder")
     inside = folder / "checkpoints"
-    run, state, _ = resuming.from_checkpoint(inside if inside.is_dir() else folder)
+    run, state, _ = configured.from_checkpoint(inside if inside.is_dir() else folder)
     step = int(state.step)
     return run.dataset, run.model, state.params, f"{run.config.model} after {step} steps", step
 

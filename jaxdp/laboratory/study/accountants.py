@@ -1,14 +1,12 @@
 """What schedules equal by RDP spend by privacy loss distributions, by which the study makes them equal."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 from jaxdp import accounting, calibration, schedules
-from jaxdp.accounting.ledger import Sampling
 from jaxdp.laboratory.study import published
-from jaxdp.laboratory.study.trials import SETUPS
-from jaxdp.plan import Plan
-from jaxdp.training.config import TrainConfig
+from jaxdp.laboratory.study.trials import CLAIM, SETUPS, planned
 
 EPSILONS = (0.5, 2.0, 8.0)
 
@@ -16,14 +14,14 @@ EPSILONS = (0.5, 2.0, 8.0)
 def equal_by_rdp() -> list[dict[str, Any]]:
     """Each schedule scaled to the same epsilon by RDP, over the runs of the study and the published ones."""
     lengths = {(setup.sampling_rate, setup.steps): None for setup in SETUPS.values()}
-    options = dict(delta=TrainConfig.delta, adjacency=TrainConfig.adjacency)
+    options = dict(delta=CLAIM.delta, adjacency=CLAIM.adjacency)
+    by_rdp = dataclasses.replace(CLAIM, accountant="rdp")
     rows = []
     for rate, steps in (*sorted(lengths), (published.RATE, published.STEPS)):
         for target in EPSILONS:
             for name in ("fixed", *schedules.DYNAMIC):
-                plan = Plan(schedule=name, steps=steps, sampling=Sampling(kind="poisson", rate=rate))
-                ledger = calibration.calibrate(plan, target, accountant="rdp", **options).ledger()
-                spent = accounting.epsilon(ledger, accounting.Claim(**options)).value
+                ledger = calibration.calibrate(planned(name, rate, steps), target, by_rdp).ledger()
+                spent = accounting.epsilon(ledger, CLAIM).value
                 rows.append(
                     {
                         "sampling_rate": rate, "steps": steps, "schedule": name, "by_rdp": target,

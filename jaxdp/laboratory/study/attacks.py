@@ -21,13 +21,14 @@ from jaxtyping import PyTree
 
 from jaxdp import atomic, clipping, gradients, intervals, models, schedules
 from jaxdp.accounting import reconstruction
+from jaxdp.accounting.ledger import Ledger
 from jaxdp.attacks import candidates as hypotheses
 from jaxdp.attacks import public_knowledge
 from jaxdp.laboratory import records as results
 from jaxdp.laboratory.comparison.exposure import Bench, Case
-from jaxdp.laboratory.study.trials import StudyConfig, Trial, Workshop, choose, settings, targets
+from jaxdp.laboratory.study.trials import CLAIM, StudyConfig, Trial, Workshop, choose, settings, targets
+from jaxdp.plan import Plan
 from jaxdp.training import configured
-from jaxdp.training.run import TrainResult
 
 CANDIDATES = 10
 PRIOR = 1 / CANDIDATES
@@ -65,14 +66,16 @@ class Path:
     """A run along its steps.
 
     Attributes:
-      result: the run.
+      plan: of the run.
+      ledger: what it spent.
       snapshots: parameters every so many steps, from step 0.
       every: how many.
       bounds: the clip bound (of l2_max the noise scale) at each step [T].
       noise: standard deviation of the noise on the sum at each step [T].
     """
 
-    result: TrainResult
+    plan: Plan
+    ledger: Ledger
     snapshots: list[PyTree]
     every: int
     bounds: np.ndarray
@@ -88,15 +91,15 @@ def walk(workshop: Workshop, variant: str, epsilon: float | None) -> Path:
     rate = choose(workshop, variant, epsilon)
     trial = Trial(variant=variant, epsilon=epsilon, learning_rate=rate, seed=0)
     snapshots: list[PyTree] = []
-    result = workshop.train(
+    run, result = workshop.train(
         trial,
-        observer=lambda step, params: snapshots.append(jax.tree.map(np.asarray, params)),
+        lambda step, params: snapshots.append(jax.tree.map(np.asarray, params)),
         every=max(1, workshop.setup.steps // SNAPSHOTS),
     )
-    steps, every, clipper = result.config.steps, result.config.evaluate_every, result.run.clipper
-    assert clipper is not None and result.run.noise_multiplier is not None
+    steps, every, clipper = run.plan.steps, run.config.evaluate_every, run.plan.clipper
+    assert clipper is not None and run.plan.schedule is not None
     if variant == "quantile":
-        measured = [result.config.l2_norm_clip, *result.curves["l2_norm_clip"]]
+        measured = [run.config.l2_norm_clip, *result.curves["l2_norm_clip"]]
     elif variant == "l2_max":
         measured = [_mean_sensitivity(workshop, params) for params in snapshots]
     else:
@@ -105,9 +108,11 @@ def walk(workshop: Workshop, variant: str, epsilon: float | None) -> Path:
         measured = [float(sensitivity((), step)) for step in range(0, steps + 1, every)]
     paused = np.minimum(every * np.arange(len(measured)), steps)
     bounds = np.interp(np.arange(steps), paused, measured)
-    sigma = schedules.values(result.run.noise_multiplier, steps)
+    sigma = schedules.values(run.plan.schedule, steps)
     noise = np.asarray(jax.vmap(clipper.gradient_noise)(jnp.asarray(sigma))) * bounds
-    return Path(result=result, snapshots=snapshots, every=every, bounds=bounds, noise=noise)
+    return Path(
+        plan=run.plan, ledger=result.ledger, snapshots=snapshots, every=every, bounds=bounds, noise=noise
+    )
 
 
 def _mean_sensitivity(workshop: Workshop, params: PyTree, examples: int = 256) -> float:
@@ -128,7 +133,7 @@ def loss(workshop: Workshop):
     """The loss of one example: the same object for all runs, so that programs are compiled once."""
     trial = Trial(variant="non_private", epsilon=None, learning_rate=1.0, seed=0)
     config = settings(workshop.name, workshop.setup, trial)
-    return models.cross_entropy(configured.make_model(config, workshop.dataset))
+    return models.cross_entropy(configured.model(config, workshop.dataset))
 
 
 def spans(steps: int) -> dict[str | None, tuple[int, int]]:
@@ -160,9 +165,9 @@ def informed(
 
     grams = np.asarray([[gram(s, i) for i in range(len(path.snapshots) - 1)] for s in range(sets)])
     along = np.repeat(grams, path.every, axis=1)
-    adjacency, found = path.result.config.adjacency, []
+    adjacency, found = CLAIM.adjacency, []
     for stage, (start, stop) in spans(len(path.noise)).items():
-        rate = 1.0 if stage else path.result.run.sampler.sampling_rate
+        rate = 1.0 if stage else path.plan.sampling.rate
         noise = jnp.asarray(path.noise[start:stop], jnp.float32)
         hits = np.concatenate(
             [
@@ -173,8 +178,8 @@ def informed(
             ]
         )  # fmt: skip
         bound = of_one_step = None
-        if path.result.ledger.private:
-            of = functools.partial(reconstruction.bound, path.result.ledger, PRIOR, adjacency=adjacency)
+        if path.ledger.private:
+            of = functools.partial(reconstruction.bound, path.ledger, PRIOR, adjacency=adjacency)
             bound = of(start=start, stop=stop, amplified=stage is None)
             of_one_step = of(start=start, stop=start + 1, amplified=stage is None)
         found.append(

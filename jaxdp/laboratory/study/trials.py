@@ -18,22 +18,21 @@ import math
 import pathlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from jaxtyping import PyTree
 
-from jaxdp import atomic, calibration, data, schedules
-from jaxdp import records as results
+from jaxdp import atomic, calibration, clipping, data, records, schedules
+from jaxdp.accounting import Claim
 from jaxdp.accounting.ledger import Sampling
 from jaxdp.data import Dataset
 from jaxdp.data.dataset import stratified_split
+from jaxdp.plan import Plan
 from jaxdp.training import configured
-from jaxdp.training import program as training
-from jaxdp.training import record as recording
-from jaxdp.training import run as runs
 from jaxdp.training.config import TrainConfig
-from jaxdp.training.run import TrainResult
+from jaxdp.training.record import train_record
+from jaxdp.training.run import Callback, TrainResult
 
 VARIANTS = ("non_private", "fixed", *schedules.DYNAMIC, "scheduled_clip", "quantile", "l2_max")
 PUBLISHED = (
@@ -43,8 +42,10 @@ PUBLISHED = (
 # RDP is no even judge of schedules: over few steps of small batches its epsilon is above the true one by a
 # factor that depends on the schedule (1.6 for fixed sigma, 2.9 for the linear one at epsilon .5, q = .01, 100
 # steps), so that runs equal by RDP are not equal.  Privacy loss distributions are within half a percent.
-ACCOUNTANT: Literal["pld"] = "pld"
-_DEFAULTS = results.plain(dataclasses.asdict(TrainConfig()))
+CLAIM = Claim(delta=1e-5, adjacency="add_or_remove_one", accountant="pld")
+_DEFAULTS = records.plain(TrainConfig().options()) | {
+    "accountant": "rdp"
+}  # of files from before it was stated
 SELECTION_SEED = 1000  # first of those of the runs that choose a learning rate: none of these is reported
 
 
@@ -141,14 +142,20 @@ class Trial:
         return f"train-{self.variant}{epsilon}-lr{self.learning_rate:g}-seed{self.seed}.json"
 
 
+def planned(schedule: str, sampling_rate: float, steps: int) -> Plan:
+    """The plan of a published schedule, flat clipping and Poisson batches."""
+    return Plan(
+        clipper=clipping.flat(1.0),
+        noise_multiplier=schedules.create(schedule, steps),
+        sampler=Sampling(kind="poisson", rate=sampling_rate),
+        steps=steps,
+    )
+
+
 @functools.cache
 def matched_noise_multiplier(schedule: str, sampling_rate: float, steps: int) -> float:
     """The constant noise multiplier that spends what a published schedule spends."""
-    plan = calibration.Plan(
-        schedule=schedule, steps=steps, sampling=Sampling(kind="poisson", rate=sampling_rate)
-    )
-    settings = dict(delta=TrainConfig.delta, adjacency=TrainConfig.adjacency, accountant=ACCOUNTANT)
-    return calibration.matched_constant(plan.ledger(), **settings)
+    return calibration.matched_constant(planned(schedule, sampling_rate, steps).ledger(), CLAIM)
 
 
 def settings(name: str, setup: Setup, trial: Trial) -> TrainConfig:
@@ -168,14 +175,14 @@ def settings(name: str, setup: Setup, trial: Trial) -> TrainConfig:
         chosen = dict(schedule="fixed", noise_multiplier=sigma)
     else:
         chosen = special.get(trial.variant, dict(schedule=trial.variant))
-    return TrainConfig(
+    return TrainConfig.of(
         data=name,
         **setup.network,
         steps=setup.steps,
         sampling_rate=setup.sampling_rate,
         target_epsilon=trial.epsilon,
         learning_rate=trial.learning_rate,
-        accountant=ACCOUNTANT,
+        **dataclasses.asdict(CLAIM),
         evaluate_every=setup.steps,
         seed=trial.seed,
         noise_seed=trial.seed,  # a study that can be repeated: each statement says that the seed is known
@@ -196,7 +203,7 @@ class Workshop:
 
     def __init__(self, name: str, setup: Setup, folder: pathlib.Path):
         self.name, self.setup, self.folder = name, setup, folder / name
-        self._programs: dict[TrainConfig, training.Run] = {}
+        self._programs: dict[TrainConfig, configured.Run] = {}
         self._scales: dict[TrainConfig, float] = {}
         self.trained = 0
 
@@ -211,48 +218,50 @@ class Workshop:
 
     @functools.cached_property
     def _validate(self) -> Callable[[PyTree], Any]:
-        model = configured.make_model(TrainConfig(**self.setup.network), self.dataset)
-        return training.evaluator(model, self._splits[1])
+        network = configured.model(TrainConfig.of(**self.setup.network), self.dataset)
+        return configured.evaluator(network, self._splits[1])
 
     def _resolved(self, config: TrainConfig) -> TrainConfig:
         """Its epsilon turned into a scale, once for all seeds and learning rates."""
         if config.target_epsilon is None:
             return config
-        key = training.program(config)
+        key = configured.program_of(config)
         if key not in self._scales:
-            self._scales[key] = runs.resolved(config, self.dataset).scale
-        return dataclasses.replace(config, target_epsilon=None, scale=self._scales[key])
+            self._scales[key] = configured.resolved(config, self.dataset).scale
+        return config.replace(target_epsilon=None, scale=self._scales[key])
 
-    def train(self, trial: Trial, observer=None, every: int | None = None) -> TrainResult:
+    def train(
+        self, trial: Trial, *callbacks: Callback, every: int | None = None
+    ) -> tuple[configured.Run, TrainResult]:
         """Trains, with what was compiled for an earlier trial where that serves.
 
         Args:
           trial: the run.
-          observer: see `runs.train`.
+          *callbacks: see `jaxdp.train`.
           every: steps between its calls, which change nothing in the run; None for its start and end alone.
         """
         config = self._resolved(settings(self.name, self.setup, trial))
         if every is not None:
-            config = dataclasses.replace(config, evaluate_every=every)
-        key = training.program(config)
+            config = config.replace(evaluate_every=every)
+        key = configured.program_of(config)
         if key not in self._programs:
-            self._programs[key] = training.build(config, dataset=self.dataset)
+            self._programs[key] = configured.build(config, dataset=self.dataset)
         run = self._programs[key] = self._programs[key].adjusted(config)
-        return runs.train(config, run=run, observer=observer)
+        return run, run.train(callbacks=callbacks)
 
     def record(self, trial: Trial) -> dict[str, Any]:
         """The record of a trial: what its file holds, if that is of the same configuration; else made."""
         path = self.folder / trial.file
-        wanted = results.plain(dataclasses.asdict(settings(self.name, self.setup, trial)))
+        wanted = records.plain(settings(self.name, self.setup, trial).options())
         if path.exists():
-            found = results.read(path)
+            found = records.read(path)
             # An option that the file does not know had its default.
             if "settings" in found and {**_DEFAULTS, **found["settings"]} == wanted:
                 return found
-        result = self.train(trial)
-        record = recording.train_record(result, variant=trial.variant)
+        run, result = self.train(trial)
+        record = train_record(run, result, variant=trial.variant)
         record["settings"] = wanted
-        record["metrics"]["validation_accuracy"] = float(self._validate(result.state.evaluated))
+        record["metrics"]["validation_accuracy"] = float(self._validate(result.params)["test_accuracy"])
         atomic.write_text(path, json.dumps(record, allow_nan=False) + "\n")
         self.trained += 1
         return record
