@@ -197,9 +197,12 @@ def train_record(**fields: Any) -> dict[str, Any]:
     return made("train", **fields)
 
 
-def run_name() -> str:
-    """A name for a new run, which its folder keeps: records of one run are told apart from those of several."""
-    return os.urandom(8).hex()
+def run_name(folder: pathlib.Path) -> str:
+    """The name of the run in a folder, made where there is none: stretches of one run are not several runs."""
+    path = pathlib.Path(folder) / "RUN"
+    if not path.exists():
+        atomic.write_text(path, os.urandom(8).hex() + "\n")
+    return path.read_text(encoding="utf-8").strip()
 
 
 def made(kind: str, **fields: Any) -> dict[str, Any]:
