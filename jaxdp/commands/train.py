@@ -56,7 +56,7 @@ def run(config: Config) -> int:
 
 def report(config: Config, made: configured.Run, result: Any, output: pathlib.Path) -> None:
     """Writes the record and prints what came out."""
-    written = record.train_record(made, result)
+    written = record.train_record(made, result, name=records.run_name(output))
     path = records.write(written, output)
     metrics = written["metrics"]
     if result.stopped_by_budget:
