@@ -201,7 +201,7 @@ def audit(documents: list[Document]) -> str:
         (
             finding["mechanism"], finding["sigma"], finding["method"], _number(finding["claim"]["value"], 3),
             _number(finding["epsilon"], 3), _number(finding["ratio"]),
-            "violated" if finding["violated"] else "stands",
+            finding.get("verdict", "violated" if finding["violated"] else "stands").lower(),
         )
         for finding in document["findings"]
     )  # fmt: skip

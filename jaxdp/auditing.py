@@ -179,14 +179,21 @@ def distinguished(
 def discriminant(
     present: Float[np.ndarray, "n features"], absent: Float[np.ndarray, "n features"]
 ) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
-    """Scores by the linear discriminant of the first half of the outputs, the one that chooses the rule."""
+    """Scores by the linear discriminant of the first half of the outputs, the one that chooses the rule.
+
+    A direction in which outputs do not vary at all is the best there is, if the two kinds differ along it: its
+    variance is taken as 1e-9 of an ordinary one.
+    """
     half = len(present) // 2
     present, absent = (
         np.nan_to_num(np.asarray(x, np.float64), posinf=0, neginf=0) for x in (present, absent)
     )
     means = [x[:half].mean(axis=0) for x in (present, absent)]
     centred = np.concatenate([x[:half] - mean for x, mean in zip((present, absent), means, strict=True)])
-    weights = np.linalg.pinv(centred.T @ centred / len(centred), hermitian=True) @ (means[0] - means[1])
+    scale = centred.std(axis=0)
+    scale[scale == 0] = 1
+    correlation = (centred / scale).T @ (centred / scale) / len(centred)
+    weights = np.linalg.solve(correlation + 1e-9 * np.eye(len(scale)), (means[0] - means[1]) / scale) / scale
     return present @ weights, absent @ weights
 
 

@@ -4,13 +4,13 @@ A command is a module of `jaxdp.commands`, imported only when called, so that ea
 """
 
 import contextlib
+import dataclasses
 import importlib
 import io
-import re
+import signal
 import sys
 from collections.abc import Sequence
-
-import tyro
+from typing import Any
 
 from jaxdp import __version__, malloc
 
@@ -39,31 +39,55 @@ def _usage() -> str:
     return f"usage: jaxdp COMMAND [options]\n\n{rows}\n\njaxdp COMMAND --help lists a command's options."
 
 
-def _parsed(command, name: str, arguments: list[str]):
+def _parsed(command: Any, name: str, arguments: list[str]) -> Any:
     """The command's configuration; what the parser prints of an error becomes one line of a ValueError."""
+    import tyro
+
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(command.Config, prog=f"jaxdp {name}", description=command.__doc__, args=arguments)
+            config = tyro.cli(
+                command.Config, prog=f"jaxdp {name}", description=command.__doc__, args=arguments
+            )
     except SystemExit as stop:
         if not stop.code:
             raise
-        raise ValueError(_one_line(said.getvalue())) from None
+        cause = stop.__context__
+        if cause and isinstance(
+            getattr(cause, "arg", None), str
+        ):  # the parser's, of a group within the configuration
+            cause = cause.__context__
+        if isinstance(cause, ValueError):  # the configuration's own refusal
+            raise cause from None
+        _title, *lines = said.getvalue().splitlines()
+        words = (word for line in lines for word in line.split())
+        raise ValueError(
+            " ".join(word for word in words if any(map(str.isalnum, word)))
+        ) from None  # no frame
+    _refuse_large(config)
+    return config
 
 
-def _one_line(box: str) -> str:
-    """What a box of the parser says, without the title in its frame."""
-    text = " ".join(re.sub("[^ -~]+|-{3,}", " ", box).split())
-    refused = re.search(r"Error parsing [A-Z]\w+: (.*?) For full helptext, ", text)
-    if refused:
-        return refused[1]
-    text = re.sub(r"^(.+?) (?=\1\b)", "", text, flags=re.I)
-    return re.sub(r"For full helptext, (?:see|run)", "See", text)
+def _refuse_large(config: Any) -> None:
+    """Refuses whole numbers that no array holds, as of a seed."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            _refuse_large(value)
+        elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise ValueError(f"{field.name}={value}: must lie in -2**63 .. 2**63 - 1")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; returns 0, what the command found wrong (1), or 2 after one line on stderr where the
-    input was refused."""
+    """Runs one command.
+
+    A command is a module with `Config`, `run(config)` and perhaps `interrupted(config)`, which says how to go
+    on after Ctrl-C, as the text of a KeyboardInterrupt may.
+
+    Returns:
+      0; what the command found wrong (1); 2 after one line on stderr where the input was refused; 130 after one
+      line where it was interrupted, and from then on the process is deaf to Ctrl-C, since it is ending.
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_usage())
@@ -75,20 +99,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         print(f"jaxdp: command={name!r}: unknown; choose from {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
-    malloc.keep_freed_memory()
-    command = importlib.import_module(_MODULES.get(name, f"jaxdp.commands.{name}"))
+    command = config = None
     try:
-        return command.run(_parsed(command, name, rest)) or 0
-    except (ValueError, OSError) as error:
+        malloc.keep_freed_memory()
+        command = importlib.import_module(_MODULES.get(name, f"jaxdp.commands.{name}"))
+        config = _parsed(command, name, rest)
+        return command.run(config) or 0
+    except (ValueError, OSError, OverflowError, MemoryError) as error:
         print(f"jaxdp {name}: {_in_one_line(error)}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt as interrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        advice = str(interrupt)
+        if not advice and config is not None and hasattr(command, "interrupted"):
+            advice = command.interrupted(config)
+        below = "\n" * sys.stderr.isatty()  # of ^C and a progress bar
+        print(f"{below}jaxdp {name}: interrupted{advice and '; '}{advice}", file=sys.stderr)
+        return 130
 
 
-def _in_one_line(error: ValueError | OSError) -> str:
+def _in_one_line(error: Exception) -> str:
     """What went wrong; of the system's own errors the file and the reason, without their number."""
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{error.filename}: {error.strerror}"
-    return " ".join(str(error).split())
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 if __name__ == "__main__":

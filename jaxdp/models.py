@@ -14,6 +14,7 @@ Every network takes one example or a batch: the leading axes are free.
 """
 
 import itertools
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -22,6 +23,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, PyTree
 
+from jaxdp import _validate
 from jaxdp.gradients import pooling
 
 _ACTIVATIONS = {"relu": nnx.relu, "tanh": jnp.tanh, "sigmoid": nnx.sigmoid}
@@ -59,14 +61,14 @@ def max_pool_2x2_stride_1(x: Float[Array, "... h w c"]) -> Float[Array, "... h1 
     """2x2 max pooling at every place, one row and column fewer than `x`.
 
     Chosen by comparison: an entry that wins takes the whole derivative, the first of equal ones, and no
-    rounding of a value computed twice (see `jaxdp.convolution`) can lose it.
+    rounding of a value computed twice (see `jaxdp.gradients.convolution`) can lose it.
     """
     x = pooling.first_larger(x[..., :-1, :, :], x[..., 1:, :, :])
     return pooling.first_larger(x[..., :-1, :], x[..., 1:, :])
 
 
 def _flatten(x, image_rank: int = 3):
-    return x.reshape(*x.shape[:-image_rank], -1)
+    return x.reshape(*x.shape[:-image_rank], math.prod(x.shape[-image_rank:]))
 
 
 class _Convolutional(nnx.Module):
@@ -97,6 +99,8 @@ class _Convolutional(nnx.Module):
 
     def _features(self, x):
         for convolution, pooled in zip(self.convolutions, self.pooled, strict=True):
+            if not math.prod(x.shape[-3:]):
+                break  # the input is too small, which `__init__` refuses
             x = self.activation(convolution(x))
             x = self.pool(x) if pooled else x
         return _flatten(x)
@@ -113,7 +117,7 @@ class _Dense(nnx.Module):
 
     def __init__(self, input_shape, classes, hidden, activation, *, rngs):
         self.activation, self.input_rank = activation, len(input_shape)
-        sizes = (int(jnp.prod(jnp.array(input_shape))), *hidden, classes)
+        sizes = (math.prod(input_shape), *hidden, classes)
         self.layers = nnx.List(nnx.Linear(a, b, rngs=rngs) for a, b in itertools.pairwise(sizes))
 
     def __call__(self, x):
@@ -196,14 +200,15 @@ def create(
     Raises:
       ValueError: an unknown name or option, or an input of the wrong rank or too small.
     """
-    if name not in _BY_NAME:
-        raise ValueError(f"model={name!r}: unknown; choose from {', '.join(NAMES)}")
+    _validate.one_of(NAMES, model=name)
+    _validate.whole(classes=classes)
+    for size in input_shape or (0,):
+        if size < 1:
+            raise ValueError(f"input_shape={input_shape}: needs axes of at least one place each")
     constructor, default_activation, default_bias, rank = _BY_NAME[name]
     activation = activation or default_activation
-    if activation not in _ACTIVATIONS:
-        raise ValueError(f"activation={activation!r}: choose from {', '.join(_ACTIVATIONS)}")
-    if initialization not in ("fan_in", "uniform"):
-        raise ValueError(f"initialization={initialization!r}: choose from fan_in, uniform")
+    _validate.one_of(_ACTIVATIONS, activation=activation)
+    _validate.one_of(("fan_in", "uniform"), initialization=initialization)
     if rank is not None and len(input_shape) != rank:
         raise ValueError(f"input_shape={input_shape}: model {name!r} needs (height, width, channels)")
     if rank is None and use_bias is False:

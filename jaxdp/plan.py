@@ -99,10 +99,11 @@ class Plan:
     @property
     def private(self) -> bool:
         """Whether an epsilon can hold for the run."""
-        return not self._why_not
+        return not self.why_not_private
 
     @property
-    def _why_not(self) -> tuple[str, ...]:
+    def why_not_private(self) -> tuple[str, ...]:
+        """Why no epsilon can hold; empty if one can."""
         if self.clipper is None:
             return ("no noise is added", *self.reasons)
         return self.reasons if self.clipper.private else (self.clipper.reason, *self.reasons)
@@ -225,7 +226,7 @@ class Plan:
             mechanism="flat" if self.clipper is None else self.clipper.name,
             charged="" if self.clipper is None else self.clipper.charged,
             private=self.private,
-            reasons=self._why_not,
+            reasons=self.why_not_private,
             seed="entropy" if self.seed is None else "given",
             filter=filter,
         )

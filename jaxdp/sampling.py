@@ -18,9 +18,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
+from jaxdp import _validate
 from jaxdp.accounting.ledger import Sampling
 
-KINDS = ("poisson", "shuffled", "full")
 OVERFLOW_PROBABILITY = 1e-9
 
 
@@ -44,7 +44,7 @@ class Sampler:
     """A way to draw batches.
 
     Attributes:
-      kind: one of `KINDS`.
+      kind: `poisson`, `shuffled` or `full`.
       examples: number n of examples in the data set.
       expected_batch_size: what the noised sum is divided by: q n, or the fixed size.
       physical_batch_size: number of places in a batch.
@@ -59,6 +59,10 @@ class Sampler:
     physical_batch_size: int
     steps_per_epoch: int | None
     draw: Callable[[Array, Int[Array, ""] | int], Batch]
+
+    def __post_init__(self):
+        _validate.whole(examples=self.examples, physical_batch_size=self.physical_batch_size)
+        _validate.positive(expected_batch_size=self.expected_batch_size)
 
     @property
     def sampling_rate(self) -> float:
@@ -97,11 +101,8 @@ def poisson(examples: int, sampling_rate: float, steps: int) -> Sampler:
     Formal guarantee: the draws are independent over examples and steps (given ideal random bits), as the
     analysis of the Poisson-sampled Gaussian mechanism asks, as long as the key stays secret.
     """
-    _check_examples(examples)
-    if not 0 < sampling_rate <= 1:
-        raise ValueError(f"sampling_rate={sampling_rate}: must lie in (0, 1]")
-    if steps < 1:
-        raise ValueError(f"steps={steps}: must be >= 1")
+    _validate.whole(examples=examples, steps=steps)
+    _validate.share(sampling_rate=sampling_rate)
     size = physical_size(examples, sampling_rate, steps)
     # In whole numbers and rounded down: the rate drawn with is never above the rate accounted for, as it can
     # be when a float32 uniform with 23 bits is compared with q.
@@ -129,8 +130,8 @@ def shuffled(examples: int, batch_size: int) -> Sampler:
 
     The noised sum of the smaller batch is divided by `batch_size` all the same.
     """
-    _check_examples(examples)
-    if not 1 <= batch_size <= examples:
+    _validate.whole(examples=examples, batch_size=batch_size)
+    if batch_size > examples:
         raise ValueError(f"batch_size={batch_size}: must lie in 1 .. examples={examples}")
     steps_per_epoch = -(-examples // batch_size)
 
@@ -153,7 +154,7 @@ def shuffled(examples: int, batch_size: int) -> Sampler:
 
 def full(examples: int) -> Sampler:
     """All examples at every step."""
-    _check_examples(examples)
+    _validate.whole(examples=examples)
 
     def draw(key, step):
         return Batch(jnp.arange(examples), jnp.ones(examples, bool), jnp.zeros((), bool))
@@ -168,23 +169,16 @@ def full(examples: int) -> Sampler:
     )
 
 
-def _check_examples(examples: int) -> None:
-    if examples < 1:
-        raise ValueError(f"examples={examples}: a data set needs at least one")
-
-
 def create(kind: str, examples: int, sampling_rate: float, steps: int) -> Sampler:
     """The sampler of the given kind with batches of about `sampling_rate * examples`.
 
     Raises:
       ValueError: an unknown kind, or a rate that is refused.
     """
-    if kind not in KINDS:
-        raise ValueError(f"sampling={kind!r}: unknown; choose from {', '.join(KINDS)}")
+    _validate.one_of(("poisson", "shuffled", "full"), sampling=kind)
     if kind == "full":
         return full(examples)
+    _validate.share(sampling_rate=sampling_rate)
     if kind == "poisson":
         return poisson(examples, sampling_rate, steps)
-    if not 0 < sampling_rate <= 1:
-        raise ValueError(f"sampling_rate={sampling_rate}: must lie in (0, 1]")
     return shuffled(examples, max(1, round(sampling_rate * examples)))

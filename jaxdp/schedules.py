@@ -66,7 +66,7 @@ class Parametric:
     name: str
     steps: int
     parameters: tuple[tuple[str, Any], ...]
-    factor: float = 1.0
+    factor: Any = 1.0  # a number, traced inside of a compiled function
 
     def __call__(self, step):
         value = _FORMULAS[self.name](step, self.steps, **dict(self.parameters))

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from jaxdp import records as results
 from jaxdp.intervals import wilson
+from jaxdp.laboratory import records as results
 
 VARIANTS = ("non_private", "fixed", "linear", "staircase", "exponential", "quarter_cosine", "l2_max")
 STEPS = np.arange(0, 501, 25)

@@ -1,5 +1,6 @@
 """The networks: what holds for all of them, and what is particular to one."""
 
+import re
 import typing
 
 import jax
@@ -29,10 +30,36 @@ def test_one_example_or_any_leading_axes(name):
     np.testing.assert_allclose(logits[1, 2], model.apply(model.params, x[1, 2]), atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["cnn", "tanh_cnn"])
-def test_an_image_of_which_nothing_is_left_is_refused(name):
-    with pytest.raises(ValueError, match=r"input_shape=\(8, 8, 1\): too small"):
-        models.create(name, jax.random.key(0), input_shape=(8, 8, 1))
+@pytest.mark.parametrize(
+    "name, shape",
+    [
+        ("cnn", (8, 8, 1)),
+        ("tanh_cnn", (8, 8, 1)),
+        ("cnn", (3, 32, 32)),
+        ("cifar_cnn", (1, 28, 28)),
+        ("cnn", (1, 1, 1)),
+    ],
+)
+def test_an_image_of_which_nothing_is_left_is_refused(name, shape):
+    """Channels first are one: of 3 rows nothing is left."""
+    with pytest.raises(ValueError, match=rf"input_shape={re.escape(str(shape))}: too small"):
+        models.create(name, jax.random.key(0), input_shape=shape)
+
+
+@pytest.mark.parametrize(
+    "name, changes, text",
+    [
+        ("resnet", {}, "model='resnet': choose from cnn, "),
+        ("mlp", {"classes": 0}, "classes=0"),
+        ("mlp", {"input_shape": ()}, r"input_shape=\(\): needs axes"),
+        ("lenet", {"input_shape": (28, 28, 0)}, r"input_shape=\(28, 28, 0\): needs axes"),
+        ("mlp", {"activation": "step"}, "activation='step': choose from relu"),
+        ("mlp", {"initialization": "zero"}, "initialization='zero': choose from fan_in, uniform"),
+    ],
+)
+def test_refusals(name, changes, text):
+    with pytest.raises(ValueError, match=text):
+        models.create(name, jax.random.key(0), **changes)
 
 
 def test_the_tanh_cnn_is_the_published_one():

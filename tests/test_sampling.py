@@ -1,5 +1,7 @@
 """Batches: the law of the draw, the overflow bound, one conformance suite for the kinds."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -99,6 +101,11 @@ def test_shuffled_visits_every_example_once_an_epoch():
         (lambda: sampling.poisson(10, 0.0, 5), "sampling_rate=0.0"),
         (lambda: sampling.poisson(10, 1.5, 5), "sampling_rate=1.5"),
         (lambda: sampling.poisson(0, 0.5, 5), "examples=0"),
+        (lambda: sampling.shuffled(0, 1), "examples=0"),
+        (lambda: sampling.full(0), "examples=0"),
+        (lambda: sampling.create("shuffled", 0, 0.5, 5), "examples=0"),
+        (lambda: dataclasses.replace(sampling.full(3), examples=0), "examples=0"),
+        (lambda: dataclasses.replace(sampling.full(3), expected_batch_size=0.0), "expected_batch_size=0"),
         (lambda: sampling.poisson(10, 0.5, 0), "steps=0"),
         (lambda: sampling.shuffled(10, 11), "batch_size=11"),
         (lambda: sampling.create("random", 10, 0.5, 5), "sampling='random'"),

@@ -42,11 +42,6 @@ def run(config: Config) -> int:
     now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     output = pathlib.Path("runs") / f"train-{now}" if config.output is None else config.output
     folder = output / "checkpoints"
-    going_on = config.resume and configured.checkpoints.latest_step(folder) is not None
-    if going_on:
-        refused = configured.contradiction(config.what, folder)
-        if refused is not None:
-            raise ValueError(refused)
     try:
         made = configured.build(config.what)
         result = made.train(folder=folder, resume=config.resume, progress=config.progress)
@@ -61,7 +56,7 @@ def run(config: Config) -> int:
 
 def report(config: Config, made: configured.Run, result: Any, output: pathlib.Path) -> None:
     """Writes the record and prints what came out."""
-    written = record.train_record(made, result)
+    written = record.train_record(made, result, name=records.run_name(output))
     path = records.write(written, output)
     metrics = written["metrics"]
     if result.stopped_by_budget:

@@ -11,6 +11,7 @@
 import importlib
 import pathlib
 
+from jaxdp import _validate
 from jaxdp.data.dataset import SCALINGS, Dataset, resized, standardized, stratified_split
 from jaxdp.data.npz import load_npz
 from jaxdp.data.source import Source, as_source
@@ -43,8 +44,7 @@ def load(name_or_path: str | pathlib.Path, *, size: int | None = None, scaling: 
     >>> dataset.train_x.shape, dataset.test_x.shape, len(dataset.classes)
     ((1442, 8, 8, 1), (355, 8, 8, 1), 10)
     """
-    if scaling not in SCALINGS:
-        raise ValueError(f"scaling={scaling!r}: choose from {', '.join(SCALINGS)}")
+    _validate.one_of(SCALINGS, scaling=scaling)
     if str(name_or_path).endswith(".npz"):
         dataset = load_npz(pathlib.Path(name_or_path))
     elif name_or_path in EMBEDDED:

@@ -5,8 +5,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from jaxdp.data import parsers as originals
-from jaxdp.data.adult import PREPROCESSING, adult
+from jaxdp.data import parsers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +22,7 @@ class Entry:
     """A data set of the catalogue; `parse` turns its original files into arrays and class names."""
 
     summary: str
-    parse: Callable[[originals.Files], originals.Parsed]
+    parse: Callable[[parsers.Files], parsers.Parsed]
     preprocessing: str
     licence: str
     citation: str
@@ -37,45 +36,45 @@ _CLOTHES = (
 CATALOGUE = {
     "mnist": Entry(
         summary="handwritten digits, 28x28 grey: 60,000 + 10,000",
-        parse=functools.partial(originals.mnist, classes=tuple("0123456789")),
+        parse=functools.partial(parsers.mnist, classes=tuple("0123456789")),
         preprocessing=_PIXELS,
         licence="none stated by TensorFlow Datasets",
         citation="LeCun, Cortes & Burges, The MNIST database of handwritten digits, 1998",
     ),
     "fashion_mnist": Entry(
         summary="articles of clothing, 28x28 grey: 60,000 + 10,000",
-        parse=functools.partial(originals.mnist, classes=_CLOTHES),
+        parse=functools.partial(parsers.mnist, classes=_CLOTHES),
         preprocessing=_PIXELS,
         licence="MIT, Zalando SE",
         citation="Xiao, Rasul & Vollgraf, Fashion-MNIST, arXiv 1708.07747, 2017",
     ),
     "cifar10": Entry(
         summary="photographs of 10 kinds, 32x32 colour: 50,000 + 10,000",
-        parse=originals.cifar10,
+        parse=parsers.cifar10,
         preprocessing=_PIXELS,
         licence="none stated by its authors",
         citation="Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009",
     ),
     "cifar100": Entry(
         summary="photographs of 100 kinds, 32x32 colour: 50,000 + 10,000",
-        parse=originals.cifar100,
+        parse=parsers.cifar100,
         preprocessing=_PIXELS,
         licence="none stated by its authors",
         citation="Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009",
     ),
     "lfw": Entry(
         summary="faces of 62 people, 64x64 colour: 2,267 + 756 about",
-        parse=originals.lfw,
+        parse=parsers.lfw,
         preprocessing=f"{_PIXELS}; the central 128x128 averaged to 64x64; only people with at least "
-        f"{originals.LFW_PICTURES} pictures, a choice that depends on how many pictures each person has; "
+        f"{parsers.LFW_PICTURES} pictures, a choice that depends on how many pictures each person has; "
         "every fourth picture of a person is for testing",
         licence="none stated by its authors (pictures from news services)",
         citation="Huang, Ramesh, Berg & Learned-Miller, Labeled Faces in the Wild, UMass Amherst 07-49, 2007",
     ),
     "adult": Entry(
         summary="census records, 88 features, income above 50K: 32,561 + 16,281",
-        parse=adult,
-        preprocessing=PREPROCESSING,
+        parse=parsers.adult,
+        preprocessing=parsers.ADULT_PREPROCESSING,
         licence="CC BY 4.0 (UCI Machine Learning Repository)",
         citation="Becker & Kohavi, Adult, UCI Machine Learning Repository, 1996",
     ),

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float32, Int32, Num
 
+from jaxdp import _validate
+
 SCALINGS = ("public", "standardized")
 
 
@@ -134,8 +136,7 @@ def resized(dataset: Dataset, size: int) -> Dataset:
     """
     if len(dataset.input_shape) != 3:
         raise ValueError(f"size={size}: data set {dataset.name} holds features, not images; only None suits")
-    if size < 1:
-        raise ValueError(f"size={size}: must be a whole number >= 1")
+    _validate.whole(size=size)
     height, width, _ = dataset.input_shape
     if (height, width) == (size, size):
         return dataset

@@ -9,10 +9,10 @@ import json
 import os
 import pathlib
 import shutil
-from collections.abc import Iterator
 
 import numpy as np
 
+from jaxdp import _validate, atomic
 from jaxdp.data import fetching
 from jaxdp.data.catalogue import CATALOGUE, original_files
 from jaxdp.data.dataset import Dataset
@@ -30,8 +30,7 @@ def data_folder() -> pathlib.Path:
 
 
 def _known(name: str) -> None:
-    if name not in CATALOGUE:
-        raise ValueError(f"data={name!r}: nothing to prepare; choose from {', '.join(CATALOGUE)}")
+    _validate.one_of(CATALOGUE, data=name)
 
 
 def is_prepared(name: str) -> bool:
@@ -59,7 +58,7 @@ def prepare(name: str, originals: pathlib.Path | None = None) -> pathlib.Path:
     _known(name)
     folder = data_folder()
     folder.mkdir(parents=True, exist_ok=True)
-    with _alone(folder / f".{name}.lock"):
+    with atomic.alone(folder / f".{name}.lock"):
         for unfinished in folder.glob(f".{name}.partial*"):  # of a process that was killed
             shutil.rmtree(unfinished)
         if is_prepared(name):
@@ -81,32 +80,17 @@ def prepare(name: str, originals: pathlib.Path | None = None) -> pathlib.Path:
     return folder / name
 
 
-@contextlib.contextmanager
-def _alone(path: pathlib.Path) -> Iterator[None]:
-    """Held by one process at a time; the system lets go of it when that process ends in any way."""
-    import fcntl
-
-    with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def _store(folder: pathlib.Path, name: str, parsed, originals: dict[str, str]) -> None:
     checksums = {}
     for array in ARRAYS:
         path = folder / f"{array}.npy"
         np.save(path, np.ascontiguousarray(getattr(parsed, array)))
-        _to_disk(path)
+        atomic.to_disk(path)
         checksums[path.name] = fetching.sha256(path)
     about = {"layout": _LAYOUT, "name": name, "classes": parsed.classes, "sha256": checksums}
     path = folder / "about.json"
     path.write_text(json.dumps({**about, "originals_sha256": originals}, indent=1))
-    _to_disk(path)
-
-
-def _to_disk(path: pathlib.Path) -> None:
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
+    atomic.to_disk(path)
 
 
 def load(name: str) -> Dataset:

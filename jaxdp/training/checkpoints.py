@@ -1,17 +1,23 @@
 """Checkpoints: the whole state of a run, with the privacy spent, or nothing.
 
-A checkpoint is written by orbax into a temporary folder and renamed when complete; then a manifest with the
-SHA-256 of each of its files is put beside them.  Without its manifest a checkpoint does not count, so a
-process killed at any moment leaves the one before.  Files that do not match the manifest are refused: neither
-the state nor the privacy spent could be trusted.
+A checkpoint is written into a folder of another name, with the SHA-256 of each of its files in a manifest
+beside them, brought to disk and then renamed.  So a process killed at any moment leaves the one before, and a
+checkpoint that is there is whole.  Files that do not match the manifest are refused: neither the state nor the
+privacy spent could be trusted.
 
 It also holds the keys of sampling and noise, which are as secret as the data: the folder is readable by its
 owner only.
 """
 
+import contextlib
 import hashlib
 import json
 import pathlib
+import shutil
+import signal
+import threading
+from collections.abc import Generator
+from types import FrameType
 from typing import Any, NamedTuple
 
 import jax
@@ -23,6 +29,7 @@ from jaxdp import atomic
 
 KEPT = 2  # the newest, and one before it
 MANIFEST = "MANIFEST.json"
+_PARTIAL = ".partial"  # begins the names of what is being written, or being deleted
 
 
 class Checkpoint(NamedTuple):
@@ -46,64 +53,135 @@ def _storable(state: PyTree) -> dict[str, np.ndarray]:
 
 def _digests(folder: pathlib.Path) -> dict[str, str]:
     """The SHA-256 of every file of a checkpoint, by its path in it."""
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
-    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+    digests = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST):
+        with open(path, "rb") as file:
+            digests[str(path.relative_to(folder))] = hashlib.file_digest(file, "sha256").hexdigest()
+    return digests
 
 
-def _manager(folder: pathlib.Path):
+def _orbax():
     import orbax.checkpoint as ocp
 
-    options = ocp.CheckpointManagerOptions(max_to_keep=KEPT, enable_async_checkpointing=False)
-    return ocp.CheckpointManager(folder.resolve(), options=options), ocp.args
+    return ocp.Checkpointer(ocp.CompositeCheckpointHandler()), ocp.args
 
 
 class Writer:
-    """Saves the checkpoints of one run.
+    """Saves the checkpoints of one run, as the only one to write in its folder; a context manager.
+
+    What a process left unfinished there when it was killed is deleted.
 
     Args:
       folder: where; made if absent, with access for its owner only.
 
     Raises:
+      ValueError: another run is writing there.
       OSError: the folder cannot be made or written.
     """
 
     def __init__(self, folder: str | pathlib.Path):
-        folder = pathlib.Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        folder.chmod(0o700)
-        self._folder = folder
-        self._manager, self._args = _manager(folder)
+        self._folder = pathlib.Path(folder).resolve()
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._folder.chmod(0o700)
+        self._lock = contextlib.ExitStack()
+        try:
+            self._lock.enter_context(atomic.alone(self._folder / ".lock", wait=False))
+        except BlockingIOError:
+            raise ValueError(
+                f"folder={str(folder)!r}: another run is writing its checkpoints there"
+            ) from None
+        for unfinished in _unfinished(self._folder):
+            shutil.rmtree(unfinished)
 
     def save(self, step: int, state: PyTree, document: dict[str, Any]) -> None:
-        """Writes a checkpoint; returns when it is complete on disk.
+        """Writes a checkpoint; returns when it would outlast a power failure.  Ctrl-C waits for that.
 
         Args:
-          step: its number; a checkpoint of the same number is kept, not written again.
+          step: its number, larger than that of every checkpoint in the folder.
           state: arrays and keys.
           document: what JSON can hold.
+
+        Raises:
+          ValueError: a number that is not larger.
+          OSError: the folder cannot be written.
         """
+        latest = latest_step(self._folder)
+        if latest is not None and step <= latest:
+            raise ValueError(f"step={step}: the folder holds a checkpoint of step {latest}; must be larger")
+        partial, checkpoint = self._folder / f"{_PARTIAL}-{step}", self._folder / str(step)
         arrays = _storable(state)
-        self._manager.save(
-            step,
-            args=self._args.Composite(
-                state=self._args.StandardSave(arrays), document=self._args.JsonSave(document)
-            ),
-        )
-        self._manager.wait_until_finished()
-        checkpoint = self._folder / str(step)
-        atomic.write_text(checkpoint / MANIFEST, json.dumps(_digests(checkpoint), indent=1))
+        with _uninterrupted():
+            checkpointer, args = _orbax()
+            with checkpointer:
+                checkpointer.save(
+                    partial,
+                    args=args.Composite(state=args.StandardSave(arrays), document=args.JsonSave(document)),
+                    force=True,  # over what a failure, as of a full disk, left
+                )
+            (partial / MANIFEST).write_text(json.dumps(_digests(partial), indent=1))
+            for path in (*partial.rglob("*"), partial):
+                atomic.to_disk(path)
+            partial.rename(checkpoint)
+            atomic.to_disk(self._folder)
+            for old in _steps(self._folder)[:-KEPT]:
+                self._delete(old)
+
+    def _delete(self, step: int) -> None:
+        """Takes a checkpoint away whole, so that killed amidst it no part of one is left under its name."""
+        doomed = (self._folder / str(step)).rename(self._folder / f"{_PARTIAL}-{step}")
+        shutil.rmtree(doomed)
 
     def close(self) -> None:
-        self._manager.close()
+        """Lets another run write in the folder."""
+        self._lock.close()
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Generator[None]:
+    """Holds Ctrl-C back until the end, where orbax would answer it with the tracebacks of its threads."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Python interrupts the main thread alone
+        return
+    received: list[FrameType | None] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: received.append(frame))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if received and callable(before):
+        before(signal.SIGINT, received[0])
+
+
+def _unfinished(folder: pathlib.Path) -> list[pathlib.Path]:
+    """What killed processes left: folders under another name, and numbered ones that are no checkpoint.
+
+    What orbax never wrote in is not touched, whatever its name.
+    """
+    found = []
+    for path in (p for p in folder.iterdir() if p.is_dir()):
+        names = {inside.name for inside in path.iterdir()}
+        bare = MANIFEST not in names and "_CHECKPOINT_METADATA" in names
+        numbered = path.name.isdecimal() and (bare or names == {MANIFEST})
+        if numbered or path.name.startswith(_PARTIAL) or ".orbax-checkpoint-tmp" in path.name:
+            found.append(path)
+    return found
+
+
+def _steps(folder: pathlib.Path) -> list[int]:
+    """The numbers of the complete checkpoints in a folder, ascending."""
+    found = (manifest.parent for manifest in folder.glob(f"*/{MANIFEST}"))
+    return sorted(int(p.name) for p in found if p.name.isdecimal() and len(list(p.iterdir())) > 1)
 
 
 def latest_step(folder: str | pathlib.Path) -> int | None:
     """The number of the newest complete checkpoint in a folder; None where there is none."""
-    folder = pathlib.Path(folder)
-    if not folder.is_dir():
-        return None
-    steps = (int(p.parent.name) for p in folder.glob(f"*/{MANIFEST}") if p.parent.name.isdigit())
-    return max(steps, default=None)
+    return max(_steps(pathlib.Path(folder)), default=None)
 
 
 def restore(folder: str | pathlib.Path, like: PyTree | None = None) -> Checkpoint:
@@ -123,15 +201,17 @@ def restore(folder: str | pathlib.Path, like: PyTree | None = None) -> Checkpoin
     checkpoint = pathlib.Path(folder) / str(step)
     where = f"checkpoint={str(checkpoint)!r}"
     _verify(checkpoint, where)
-    manager, args = _manager(pathlib.Path(folder))
+    checkpointer, args = _orbax()
     try:
-        found: Any = manager.restore(
-            step, args=args.Composite(state=args.StandardRestore(), document=args.JsonRestore())
-        )
+        with checkpointer:
+            found: Any = checkpointer.restore(
+                checkpoint.resolve(),
+                args=args.Composite(state=args.StandardRestore(), document=args.JsonRestore()),
+            )
     except Exception as error:  # orbax raises many types
         raise ValueError(f"{where}: cannot be read ({type(error).__name__})") from error
-    finally:
-        manager.close()
+    if not isinstance(found.document, dict):
+        raise ValueError(f"{where}: its document is no JSON object; not resumed")
     leaves = [np.asarray(found.state[name]) for name in sorted(found.state)]
     return Checkpoint(step, leaves if like is None else _restored(leaves, like, where), dict(found.document))
 

@@ -24,6 +24,7 @@ from jaxdp.sampling import Sampler
 from jaxdp.training import checkpoints
 from jaxdp.training.config import OPTIONS, TrainConfig
 from jaxdp.training.program import Program, TrainState
+from jaxdp.training.resume import restored
 from jaxdp.training.run import Callback, TrainResult, train
 
 OPTIMIZERS = {
@@ -193,6 +194,7 @@ class Run:
 
     Attributes:
       config: what it was made from, its target epsilon resolved.
+      target_epsilon: the one that was asked for.
       dataset: the data.
       model: the network with its initial parameters.
       program: plan, loss and optimizer, compiled once.
@@ -201,6 +203,7 @@ class Run:
     """
 
     config: TrainConfig
+    target_epsilon: float | None
     dataset: Dataset
     model: Model
     program: Program
@@ -247,9 +250,22 @@ class Run:
         """Steps until `state.step == stop`, compiled."""
         return self.program.epoch(self.plan, state, arrays, stop)[0]
 
-    def train(self, *, callbacks: tuple[Callback, ...] = (), **options: Any) -> TrainResult:
-        """Trains; options as of `jaxdp.train`."""
+    def train(
+        self,
+        *,
+        folder: str | pathlib.Path | None = None,
+        resume: bool = False,
+        callbacks: tuple[Callback, ...] = (),
+        progress: bool = False,
+    ) -> TrainResult:
+        """Trains; options as of `jaxdp.train`.
+
+        Raises:
+          ValueError: as `jaxdp.train`, and a run in `folder` that was begun with other settings of `FIXED`.
+        """
         config = self.config
+        if folder is not None and resume and checkpoints.latest_step(folder) is not None:
+            self._check_goes_on(folder)
         adaptive = self.plan.policy is not None
         return train(
             self.program.loss_fn,
@@ -265,8 +281,22 @@ class Run:
             diagnostics=config.diagnostics,
             document={"config": config.options()},
             program=self.program,
-            **options,
+            folder=folder,
+            resume=resume,
+            progress=progress,
         )
+
+    def _check_goes_on(self, folder: str | pathlib.Path) -> None:
+        before = going_on(folder)
+        for name in FIXED:
+            was, wanted = getattr(before, name), getattr(self.config, name)
+            if was != wanted:
+                raise ValueError(f"{name}={wanted!r}: the run was begun with {name}={was!r}")
+        if self.target_epsilon is not None and self.config.scale != before.scale:
+            raise ValueError(
+                f"target_epsilon={self.target_epsilon}: for a run as a whole, and this one began with other "
+                "noise; give scale and budget_epsilon"
+            )
 
 
 def build(
@@ -291,7 +321,7 @@ def build(
     """
     update = optimizer(config)  # or an error before anything is made
     dataset = data.load(config.data, size=config.image_size) if dataset is None else dataset
-    config = resolved(config, dataset)
+    target, config = config.target_epsilon, resolved(config, dataset)
     made = model(config, dataset) if network is None else network
     wanted = plan(config, dataset.train_size, made.params, sampler)
     if kept is not None and isinstance(wanted.noise_multiplier, Adaptive):
@@ -307,6 +337,7 @@ def build(
     )
     return Run(
         config=config,
+        target_epsilon=target,
         dataset=dataset,
         model=made,
         program=program,
@@ -352,25 +383,9 @@ def _config(document: dict[str, Any], folder: str | pathlib.Path) -> TrainConfig
     return TrainConfig.of(**options)
 
 
-def contradiction(config: TrainConfig, folder: str | pathlib.Path) -> str | None:
-    """The option by which a configuration cannot go on with the run in a folder; None where it can."""
-    before = going_on(folder)
-    for name in FIXED:
-        if getattr(config, name) != getattr(before, name):
-            return (
-                f"{name}={getattr(config, name)!r}: the run was begun with {name}={getattr(before, name)!r}"
-            )
-    if config.target_epsilon is not None:
-        return (
-            f"target_epsilon={config.target_epsilon}: for a run as a whole, and this one has begun; give "
-            "scale and budget_epsilon"
-        )
-    return None
-
-
 def from_checkpoint(folder: str | pathlib.Path) -> tuple[Run, TrainState, ledger.Ledger]:
     """The run, state and privacy spent of the newest checkpoint in a folder."""
     document = checkpoints.restore(folder).document
     spent = ledger.from_json(document["ledger"])
     run = build(_config(document, folder), kept=spent.filter)
-    return run, checkpoints.restore(folder, like=run.init()).state, spent
+    return run, restored(pathlib.Path(folder), run.init()).state, spent

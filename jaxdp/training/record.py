@@ -61,7 +61,7 @@ def curves(run: Run, result: TrainResult) -> dict[str, list | None]:
 
 
 def train_record(
-    run: Run, result: TrainResult, *, variant: str | None = None, **timings: float
+    run: Run, result: TrainResult, *, variant: str | None = None, name: str | None = None, **timings: float
 ) -> dict[str, Any]:
     """The record of a run, for `records.write`.
 
@@ -69,11 +69,13 @@ def train_record(
       run: what was trained.
       result: what it left.
       variant: its name in tables; None for `variant_name`.
+      name: of the run, the same in the records of all its stretches; None for a run that is never resumed.
       **timings: measured otherwise, to replace the run's own: `ms_per_step`, its
         `ms_per_step_spread` over repeated timings, `examples_per_second`.
     """
     config = run.config
-    seconds_per_step = result.seconds / max(result.steps_timed, 1)
+    seconds_per_step = result.seconds / result.steps_timed if result.steps_timed else None
+    batch_size = run.plan.expected_batch_size
     return records.train_record(
         variant=variant_name(config) if variant is None else variant,
         seed=config.seed,
@@ -83,12 +85,14 @@ def train_record(
         metrics={
             "test_accuracy": result.curves["test_accuracy"][-1],
             "steps": result.ledger.steps,
-            "ms_per_step": 1e3 * seconds_per_step,
-            "examples_per_second": run.plan.expected_batch_size / max(seconds_per_step, 1e-9),
+            "ms_per_step": 1e3 * seconds_per_step if seconds_per_step else None,
+            "examples_per_second": batch_size / seconds_per_step if seconds_per_step else None,
             "compile_count": len(result.program.traces),
             "compile_seconds": result.compile_seconds,
             "stopped_by_budget": result.stopped_by_budget,
             **timings,
         },
         curves=curves(run, result),
+        run=name,
+        ledger=result.ledger.to_json(),
     )

@@ -74,6 +74,23 @@ def _machine() -> list:
             os.environ.get("XLA_FLAGS", "")]  # fmt: skip
 
 
+def storable(state: TrainState) -> TrainState:
+    """The state without what the ledger beside it says: which noise each step of an adaptive schedule had."""
+    if state.private is None or not state.private.noise:
+        return state
+    return state.with_private(state.private._replace(noise=state.private.noise._replace(levels=())))
+
+
+def restored(folder: pathlib.Path, fresh: TrainState) -> checkpoints.Checkpoint:
+    """The newest checkpoint, its state in the form of a fresh one."""
+    saved = checkpoints.restore(folder, like=storable(fresh))
+    private, first = saved.state.private, fresh.private
+    if private is None or first is None or not first.noise:
+        return saved
+    noise = private.noise._replace(levels=first.noise.levels)
+    return saved._replace(state=saved.state.with_private(private._replace(noise=noise)))
+
+
 def kept_filter(folder: pathlib.Path | None, *, adaptive: bool) -> Filter | None:
     """The filter of the run in a folder.
 
@@ -106,7 +123,7 @@ def resume(
       ValueError: other parameters, optimizer or data, a ledger that does not fit, a run that is longer already.
     """
     assert folder is not None and now is not None
-    saved = checkpoints.restore(folder, like=fresh)
+    saved = restored(folder, fresh)
     before = saved.document
     missing = {"examples", "program", "clip", "ledger", "curves", "run"} - set(before)
     if missing:

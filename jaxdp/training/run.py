@@ -239,16 +239,14 @@ class _Run:
     def _planned(self, before: Ledger, state: TrainState, budget: float | None):
         """The ledger after a step, as a function, and the step at which the budget stops the run."""
         plan, first = self.plan, before.steps
-        reasons = (
-            before.reasons or plan.ledger(1, state.opt_state).reasons
-            if plan.policy is None
-            else before.reasons
-        )
-        if budget is not None and (reasons or not plan.private):
-            raise ValueError(f"budget={budget}: {'; '.join(reasons or plan.reasons)}, so none can be kept")
+        if plan.filter is not None:
+            if budget not in (None, plan.filter.epsilon):
+                raise ValueError(f"budget={budget}: the plan's own is {plan.filter.epsilon}")
+            budget = plan.filter.epsilon
+        reasons = before.reasons or plan.why_not_private
+        if budget is not None and reasons:
+            raise ValueError(f"budget={budget}: {'; '.join(reasons)}, so none can be kept")
         if plan.policy is not None:
-            if budget is not None and budget != plan.policy.filter.epsilon:
-                raise ValueError(f"budget={budget}: the plan's own is {plan.policy.filter.epsilon}")
             stop = plan.steps if first or bool(self.program.admits(state)) else 0
         else:
             whole = before.append(plan.entry(first)) if first < plan.steps else before
@@ -343,7 +341,9 @@ class _Loop:
         assert self.writer is not None
         spent = self.spent_at(state, step)
         document = {**self.store.document, "run": self.store.run, **self.identity}
-        self.writer.save(step, state, {**document, "ledger": spent.to_json(), "curves": self.curves})
+        self.writer.save(
+            step, resume.storable(state), {**document, "ledger": spent.to_json(), "curves": self.curves}
+        )
 
     def _measure(self, step: int, state: TrainState, diagnostics: Diagnostics) -> None:
         """Keeps what was measured, to be read one epoch late so that the device never waits for the host."""

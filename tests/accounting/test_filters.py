@@ -18,29 +18,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxdp import accounting, data
-from jaxdp import adaptive_noise as following
+from jaxdp import accounting, adaptive_noise, data
 from jaxdp._privatize import privatize
 from jaxdp.accounting import Claim, events, filters
 from jaxdp.accounting.filters import UNITS
 from jaxdp.accounting.ledger import Entry, Ledger, Sampling, from_json, run_lengths
 from jaxdp.accounting.statement import privacy_statement
 from jaxdp.clipping import clipped_gradients
-from jaxdp.training import (
-    checkpoints,
-)
-from jaxdp.training import (
-    program as training,
-)
-from jaxdp.training import (
-    record as recording,
-)
-from jaxdp.training import (
-    resume as resuming,
-)
-from jaxdp.training import (
-    run as runs,
-)
+from jaxdp.training import checkpoints, configured, record, resume
 from jaxdp.training.config import TrainConfig
 
 CLAIM = Claim(delta=1e-5, adjacency="add_or_remove_one")
@@ -213,7 +198,8 @@ def test_refusals(build, text):
 
 # --- the schedule that follows ---------------------------------------------------------------------------
 
-FOLLOWING = following.create(FILTER, start=4.0, end=1.5, sampling_rate=0.1, steps=400)
+ADAPTIVE = adaptive_noise.Adaptive(epsilon=2.0, claim=CLAIM, start=4.0, end=1.5, kept=FILTER)
+FOLLOWING = ADAPTIVE.following(sampling_rate=0.1, steps=400)
 
 
 @jax.jit
@@ -228,7 +214,8 @@ def follow(bounds):
         peak = max(peak, bound)
         wanted = np.float32(4.0) * np.float32(bound / peak)
         level = min(
-            int(np.searchsorted(FOLLOWING.noise_multipliers.astype(np.float32), wanted)), following.LEVELS - 1
+            int(np.searchsorted(FOLLOWING.noise_multipliers.astype(np.float32), wanted)),
+            adaptive_noise.LEVELS - 1,
         )
         if spent + FOLLOWING.units[level] > UNITS:
             break
@@ -267,15 +254,19 @@ def test_a_step_that_is_not_admitted_gets_no_noise_multiplier_and_no_entry():
 @pytest.mark.parametrize("start, end", [(1.0, 2.0), (1.0, 1.0), (1.0, 0.0), (float("inf"), 1.0)])
 def test_a_range_that_is_none_is_refused(start, end):
     with pytest.raises(ValueError, match=f"start={start}, end={end}"):
-        following.create(FILTER, start=start, end=end, sampling_rate=0.1, steps=4)
+        dataclasses.replace(ADAPTIVE, start=start, end=end)
 
 
 # --- real runs -------------------------------------------------------------------------------------------
 
-CONFIG = TrainConfig(
+CONFIG = TrainConfig.of(
     model="logistic", schedule="adaptive", clipping="quantile", budget_epsilon=2.0, start=4.0, end=1.5,
     steps=4000, evaluate_every=25, noise_seed=1,
 )  # fmt: skip
+
+
+def trained(config, dataset, **options):
+    return configured.build(config, dataset=dataset).train(**options)
 
 
 @pytest.fixture(scope="module")
@@ -285,13 +276,13 @@ def digits():
 
 @pytest.fixture(scope="module")
 def whole(digits):
-    return runs.train(CONFIG, dataset=digits)
+    return trained(CONFIG, digits)
 
 
 def test_a_real_run_stops_before_the_step_that_would_pass_the_budget(whole):
-    steps, filter = whole.ledger.steps, whole.run.following.filter
+    steps, filter = whole.ledger.steps, whole.plan.filter
     assert 50 < steps == int(whole.state.step) < 400 and whole.stopped_by_budget
-    assert len(whole.run.traces) == 1
+    assert len(whole.program.traces) == 1
     sigmas = whole.ledger.sigmas()
     assert divergence(sigmas, filter) <= filter.budget < divergence([*sigmas, sigmas[-1]], filter)
     assert sigmas[0] == 4.0 and sigmas.min() < 2.0 and len(np.unique(sigmas)) > 10
@@ -304,9 +295,8 @@ def test_the_ledger_holds_what_the_noise_was(digits, whole):
     """The run again, its noise given as the schedule that the ledger recorded, gives the same parameters."""
     sigmas = jnp.asarray(whole.ledger.sigmas(), jnp.float32)
     steps = whole.ledger.steps
-    count_noise = whole.run.sampler.expected_batch_size / 20
-    config = dataclasses.replace(
-        CONFIG,
+    count_noise = whole.plan.batches.expected_batch_size / 20
+    config = CONFIG.replace(
         schedule="fixed",
         start=None,
         end=None,
@@ -314,18 +304,18 @@ def test_the_ledger_holds_what_the_noise_was(digits, whole):
         steps=steps,
         count_noise=count_noise,
     )
-    run = training.build(config, dataset=digits)
+    run = configured.build(config, dataset=digits)
     chain = optax.chain(
-        privatize(run.clipper, lambda t: sigmas[t], run.sampler.expected_batch_size),
+        privatize(run.plan.clipper, lambda t: sigmas[t], run.plan.batches.expected_batch_size),
         optax.sgd(config.learning_rate),
     )
-    gradient = clipped_gradients(training.models.cross_entropy(run.model), run.clipper)
-    state, train = run.init(config), run.train_arrays()
+    gradient = clipped_gradients(models.cross_entropy(run.model), run.plan.clipper)
+    state, train = run.init(), run.arrays
     params, opt_state = state.params, state.opt_state
 
     @jax.jit
     def step(params, opt_state, t):
-        drawn = run.sampler.draw(state.sample_key, t)
+        drawn = run.plan.batches.draw(state.sample_key, t)
         batch = (digits.to_float(train[0][drawn.indices]), train[1][drawn.indices])
         _, summed = gradient(params, batch, drawn.mask, opt_state[0].clip, opt_state[0].step)
         updates, opt_state = chain.update(summed, opt_state, params)
@@ -337,27 +327,27 @@ def test_the_ledger_holds_what_the_noise_was(digits, whole):
         np.testing.assert_allclose(a, b, atol=2e-4)
 
 
-def test_the_record_says_what_holds(whole):
-    record = recording.train_record(whole)
-    assert record["privacy"]["accountant"] == "renyi filter" and record["privacy"]["epsilon"] == 2.0
-    assert "privacy filter" in record["privacy"]["statement"]
-    assert set(record["curves"]["epsilon"]) == {2.0}
-    assert record["curves"]["noise_multiplier"][-1] == whole.ledger.sigmas()[-1]
-    json.dumps(record, allow_nan=False)
+def test_the_record_says_what_holds(digits, whole):
+    written = record.train_record(configured.build(CONFIG, dataset=digits), whole)
+    assert written["privacy"]["accountant"] == "renyi filter" and written["privacy"]["epsilon"] == 2.0
+    assert "privacy filter" in written["privacy"]["statement"]
+    assert set(written["curves"]["epsilon"]) == {2.0}
+    assert written["curves"]["noise_multiplier"][-1] == whole.ledger.sigmas()[-1]
+    json.dumps(written, allow_nan=False)
 
 
 _WORKER = """
 import json, sys
-from jaxdp.training import run as runs
+from jaxdp.training import configured
 from jaxdp.training.config import TrainConfig
-runs.train(TrainConfig(**json.loads(sys.argv[1])), folder=sys.argv[2], resume=True)
+configured.build(TrainConfig.of(**json.loads(sys.argv[1]))).train(folder=sys.argv[2], resume=True)
 """
 
 
 def test_kill_9_and_resume_keep_the_filters_account(digits, tmp_path):
-    config = dataclasses.replace(CONFIG, evaluate_every=2, start=8.0, end=3.0)
+    config = CONFIG.replace(evaluate_every=2, start=8.0, end=3.0)
     process = subprocess.Popen(
-        [sys.executable, "-c", _WORKER, json.dumps(dataclasses.asdict(config)), str(tmp_path / "run")],
+        [sys.executable, "-c", _WORKER, json.dumps(config.options()), str(tmp_path / "run")],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "JAX_PLATFORMS": "cpu"},
     )  # fmt: skip
     deadline = time.monotonic() + 120
@@ -365,13 +355,17 @@ def test_kill_9_and_resume_keep_the_filters_account(digits, tmp_path):
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    _, killed, before = resuming.from_checkpoint(tmp_path / "run")
-    assert 10 <= before.steps == int(killed.step) and int(killed.follow.spent) == filters.spent(before)
-    config = dataclasses.replace(config, evaluate_every=500)
-    resumed = runs.train(config, dataset=digits, folder=tmp_path / "run", resume=True)
-    whole = runs.train(config, dataset=digits)
+    _, killed, before = configured.from_checkpoint(tmp_path / "run")
+    assert 10 <= before.steps == int(killed.step) and int(killed.private.noise.spent) == filters.spent(before)
+    config = config.replace(evaluate_every=500)
+    resumed = trained(config, digits, folder=tmp_path / "run", resume=True)
+    whole = trained(config, digits)
     assert resumed.ledger == whole.ledger and resumed.ledger.until(before.steps) == before
-    assert int(resumed.state.follow.spent) == int(whole.state.follow.spent) == filters.spent(whole.ledger)
+    assert (
+        int(resumed.state.private.noise.spent)
+        == int(whole.state.private.noise.spent)
+        == filters.spent(whole.ledger)
+    )
     for a, b in zip(*(jax.tree.leaves(r.state.params) for r in (resumed, whole)), strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -379,7 +373,7 @@ def test_kill_9_and_resume_keep_the_filters_account(digits, tmp_path):
 @pytest.fixture(scope="module")
 def first_steps(digits, tmp_path_factory):
     folder = tmp_path_factory.mktemp("first") / "run"
-    runs.train(dataclasses.replace(CONFIG, steps=25), dataset=digits, folder=folder)
+    trained(CONFIG.replace(steps=25), digits, folder=folder)
     return folder
 
 
@@ -389,14 +383,14 @@ def begun(first_steps, tmp_path):
 
 
 def test_changes_on_the_way_are_appended_and_the_filter_stays(digits, begun):
-    _, _, before = resuming.from_checkpoint(begun)
-    config = dataclasses.replace(CONFIG, start=8.0, end=3.0, sampling_rate=0.05)
-    result = runs.train(config, dataset=digits, folder=begun, resume=True)
+    _, _, before = configured.from_checkpoint(begun)
+    config = CONFIG.replace(start=8.0, end=3.0, sampling_rate=0.05)
+    result = trained(config, digits, folder=begun, resume=True)
     assert result.ledger.until(25) == before and len(result.ledger.entries) == 2
     assert result.ledger.filter == before.filter and result.stopped_by_budget
     assert result.ledger.entries[1].sampling.rate == pytest.approx(0.05)
     assert filters.spent(result.ledger) <= UNITS and result.epsilon.value == 2.0
-    again = runs.train(config, dataset=digits, folder=begun, resume=True)
+    again = trained(config, digits, folder=begun, resume=True)
     assert again.ledger == result.ledger and again.steps_timed == 0
 
 
@@ -410,27 +404,28 @@ def test_changes_on_the_way_are_appended_and_the_filter_stays(digits, begun):
 )
 def test_a_filter_is_not_changed_on_the_way(digits, begun, change, text):
     with pytest.raises(ValueError, match=text):
-        runs.train(dataclasses.replace(CONFIG, **change), dataset=digits, folder=begun, resume=True)
+        trained(CONFIG.replace(**change), digits, folder=begun, resume=True)
 
 
 def test_a_run_begun_without_a_filter_does_not_get_one(digits, tmp_path):
-    planned = dataclasses.replace(
-        CONFIG, schedule="fixed", noise_multiplier=4.0, start=None, end=None, steps=25, budget_epsilon=None
+    planned = CONFIG.replace(
+        schedule="fixed", noise_multiplier=4.0, start=None, end=None, steps=25, budget_epsilon=None
     )
-    runs.train(planned, dataset=digits, folder=tmp_path / "run")
+    trained(planned, digits, folder=tmp_path / "run")
     with pytest.raises(ValueError, match="begun without a filter"):
-        runs.train(CONFIG, dataset=digits, folder=tmp_path / "run", resume=True)
+        trained(CONFIG, digits, folder=tmp_path / "run", resume=True)
 
 
 def test_an_account_that_differs_from_the_ledger_is_refused(digits, begun, tmp_path):
-    _, state, _ = resuming.from_checkpoint(begun)
-    less = state._replace(follow=state.follow._replace(spent=state.follow.spent - 1))
+    _, state, _ = configured.from_checkpoint(begun)
+    account = state.private.noise._replace(spent=state.private.noise.spent - 1)
+    less = resume.storable(state.with_private(state.private._replace(noise=account)))
     document = checkpoints.restore(begun).document
     writer = checkpoints.Writer(tmp_path / "forged")
     writer.save(25, less, document)
     writer.close()
     with pytest.raises(ValueError, match="the filter's account in the checkpoint's state is another"):
-        runs.train(CONFIG, dataset=digits, folder=tmp_path / "forged", resume=True)
+        trained(CONFIG, digits, folder=tmp_path / "forged", resume=True)
 
 
 @pytest.mark.parametrize(
@@ -441,13 +436,12 @@ def test_an_account_that_differs_from_the_ledger_is_refused(digits, begun, tmp_p
         (dict(target_epsilon=1.0), "target_epsilon=1.0"),
         (dict(noise_multiplier=1.0), "noise_multiplier=1.0"),
         (dict(sampling="shuffled"), "sampling='shuffled'"),
-        (dict(accountant="pld"), "accountant='pld'"),
         (dict(start=1.0, end=2.0), "start=1.0, end=2.0"),
         (dict(budget_epsilon=0.02), "the first step alone"),
-        (dict(diagnostics=True), "budget_epsilon=2.0: exact training loss"),
+        (dict(diagnostics=True), "budget=2.0: exact training loss"),
         (dict(count_noise=1.9), "step=0: noise_multiplier=4, count_noise=1.9"),
     ],
 )
 def test_runs_refused_before_they_begin(digits, change, text):
     with pytest.raises(ValueError, match=text):
-        runs.train(dataclasses.replace(CONFIG, **change), dataset=digits)
+        trained(CONFIG.replace(**change), digits)

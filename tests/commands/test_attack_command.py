@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from jaxdp import atomic, cli
-from jaxdp import records as results
 from jaxdp.intervals import wilson
+from jaxdp.laboratory import records as results
 from jaxdp.laboratory.leakage import command as attack
 from jaxdp.laboratory.leakage import picture, sweep
 

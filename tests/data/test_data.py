@@ -212,64 +212,6 @@ def test_bad_requests_say_what_is_possible(arguments, words):
     assert all(word in str(error.value) for word in words)
 
 
-def _user(**changes):
-    x = np.arange(60, dtype=np.float64).reshape(20, 3)
-    return {"x": x, "y": np.arange(20) % 2, **changes}
-
-
-@pytest.mark.parametrize(
-    ("arrays", "words"),
-    [
-        (_user(x=np.full((20, 3), np.nan)), ["NaN", "example 0"]),
-        (_user(x=np.full((20, 3), 1e39)), ["infinite"]),
-        (_user(x=np.zeros((19, 3))), ["19", "20"]),
-        (_user(x=np.zeros(20)), ["shape [16]", "features"]),
-        (_user(x=np.array(["a"] * 20)), ["numbers"]),
-        (_user(y=np.arange(20) - 1), ["-1"]),
-        (_user(y=np.linspace(0, 1, 20)), ["y is float64[20]", "integers"]),
-        (_user(y=np.arange(20) % 3, classes=np.array(["a", "b"])), ["=2", "0..1"]),
-        (_user(y=np.zeros(20, int), classes=np.array(["a"])), ["two classes"]),
-        ({"x": np.zeros((20, 3))}, ["holds x", "train_x"]),
-        (_user(y=np.arange(20)), ["test_x", "holds nothing"]),
-        (
-            {"train_x": np.zeros((4, 3)), "train_y": np.arange(4) % 2, "test_x": np.zeros((4, 2)),
-             "test_y": np.arange(4) % 2},
-            ["different kinds"],
-        ),
-    ],
-)  # fmt: skip
-def test_user_arrays_are_refused_with_a_reason(tmp_path, arrays, words):
-    path = tmp_path / "mine.npz"
-    np.savez(path, **arrays)
-    with pytest.raises(ValueError) as error:
-        data.load(path)
-    assert all(word in str(error.value) for word in ["mine.npz", *words])
-
-
-def test_user_arrays_load(tmp_path):
-    np.savez(tmp_path / "a.npz", **_user(classes=np.array(["no", "yes"])))
-    dataset = data.load(tmp_path / "a.npz")
-    assert dataset.public_preprocessing
-    assert dataset.classes == ("no", "yes") and dataset.input_shape == (3,)
-    np.testing.assert_array_equal(dataset.test_x, _user()["x"][[8, 9, 18, 19]])
-    images = np.zeros((20, 4, 4), np.uint8)
-    np.savez(tmp_path / "b.npz", **_user(x=images))
-    counted = data.load(tmp_path / "b.npz")
-    assert counted.input_shape == (4, 4, 1)
-    assert (
-        not counted.public_preprocessing and "number of classes read from the labels" in counted.preprocessing
-    )
-
-
-@pytest.mark.parametrize("content", [b"", b"no archive", b"PK\x03\x04 broken"])
-def test_a_file_that_is_no_archive(tmp_path, content):
-    (tmp_path / "bad.npz").write_bytes(content)
-    with pytest.raises(ValueError, match=r"bad\.npz"):
-        data.load(tmp_path / "bad.npz")
-    with pytest.raises(FileNotFoundError, match=r"gone\.npz"):
-        data.load(tmp_path / "gone.npz")
-
-
 # Preparation
 
 

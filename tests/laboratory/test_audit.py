@@ -13,16 +13,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from jaxdp import _privatize, cli, clipping, plan, sampling
 from jaxdp import auditing as evidence
-from jaxdp import cli, clipping, sampling
-from jaxdp import records as results
 from jaxdp._privatize import privatize
 from jaxdp.accounting import pld
-from jaxdp.clipping import clipped_gradients
-from jaxdp.laboratory.audit import audit, canaries
+from jaxdp.clipping import clipped_gradients, fixed
+from jaxdp.laboratory import records as results
+from jaxdp.laboratory.audit import audit, canaries, law
 from jaxdp.laboratory.audit import command as command
 from jaxdp.training import configured
-from jaxdp.training import program as training
 from jaxdp.training.config import TrainConfig
 
 ONE_STEP = dict(steps=1, sampling="full", sampling_rate=1.0)
@@ -33,7 +32,7 @@ QUICK = pytest.mark.usefixtures("quick_compilation")
 
 def config_of(**changes):
     common = dict(noise_multiplier=1.0, noise_seed=0, microbatch_size=3, accountant="pld")
-    return TrainConfig(**{**common, **changes})
+    return TrainConfig.of(**{**common, **changes})
 
 
 def direct(config, draws=20_000, **options):
@@ -129,25 +128,24 @@ def test_what_is_observed_is_what_training_does():
     seen = jax.jit(subject.observe)(KEY, jnp.ones(3, bool))
     run = subject.run
     sample_key, noise_key = jax.random.split(KEY)
-    state = run.init(run.config)
-    noise = state.opt_state[0]._replace(key=noise_key)
-    state = state._replace(sample_key=sample_key, opt_state=(noise, *state.opt_state[1:]))
+    state = run.init()
+    state = state.with_private(state.private._replace(key=noise_key))._replace(sample_key=sample_key)
     x = np.array(run.dataset.train_x)
     x[:3] *= canaries.MAGNITUDE
-    end, _ = run.epoch(state, (jnp.asarray(x), jnp.asarray(run.dataset.train_y)), 4)
+    end = run.epoch(state, (jnp.asarray(x), jnp.asarray(run.dataset.train_y)), 4)
     start = jnp.concatenate([x.reshape(len(x), -1) for x in jax.tree.leaves(state.params)], axis=1)
     last = jnp.concatenate([x.reshape(len(x), -1) for x in jax.tree.leaves(end.params)], axis=1)
     parts = canaries._reference(run, len(start))((), 0)
     direction = jnp.concatenate(parts)
     np.testing.assert_allclose(np.linalg.norm(direction), 1.0, rtol=1e-5)  # C: all that it may contribute
-    total = (start - last)[:3] @ direction * run.sampler.expected_batch_size
+    total = (start - last)[:3] @ direction * run.plan.expected_batch_size
     np.testing.assert_allclose(seen.along.sum(axis=0), total, rtol=1e-4, atol=1e-4)
 
 
 @QUICK
 def test_a_decay_of_the_learning_rate_hides_nothing():
     config = config_of(steps=4, sampling="full", sampling_rate=1.0, learning_rate_decay="linear")
-    subject = canaries.subject(dataclasses.replace(config, noise_multiplier=1e-6), canaries=2, background=0)
+    subject = canaries.subject(config.replace(noise_multiplier=1e-6), canaries=2, background=0)
     seen = canaries.draws(subject, KEY, np.array([True, True]), 1)
     np.testing.assert_allclose(seen.along, 1, atol=1e-3)
 
@@ -164,7 +162,7 @@ def test_a_canary_contributes_all_it_may_in_its_own_direction(mechanism, adjacen
     seen = canaries.draws(subject, KEY, np.array([True, False, True]), 1)
     np.testing.assert_allclose(seen.along[0, 0], [1, absent, 1], atol=1e-3)
     np.testing.assert_allclose(seen.by_tensor[0, 0, 1], absent, atol=1e-3)
-    clipper = subject.run.clipper
+    clipper = subject.run.plan.clipper
     state = clipper.init(subject.run.model.params)
     sensitivity = np.linalg.norm(np.concatenate(canaries._reference(subject.run, 7)(state, 0)))
     assert sensitivity * clipper.noise_to_sensitivity == pytest.approx(
@@ -215,8 +213,8 @@ def test_one_run_with_many_canaries():
 
 def with_clipper(monkeypatch, change):
     """The clipper of a run, changed."""
-    real = configured.make_clipper
-    monkeypatch.setattr(configured, "make_clipper", lambda *arguments: change(real(*arguments)))
+    real = configured.clipper
+    monkeypatch.setattr(configured, "clipper", lambda *arguments: change(real(*arguments)))
 
 
 def with_privatize(monkeypatch, wrap):
@@ -226,7 +224,7 @@ def with_privatize(monkeypatch, wrap):
         real = privatize(clipper, noise_multiplier, expected_batch_size, **options)
         return real._replace(update=wrap(real.update, expected_batch_size))
 
-    monkeypatch.setattr(training, "privatize", planted)
+    monkeypatch.setattr(plan, "privatize", planted)
 
 
 def with_sampler(monkeypatch, change):
@@ -268,7 +266,7 @@ def clipping_after_the_sum(monkeypatch):
 
         return gradient
 
-    monkeypatch.setattr(training, "clipped_gradients", planted)
+    monkeypatch.setattr(plan, "clipped_gradients", planted)
 
 
 def sensitivity_of_one_tensor_claimed_for_all(monkeypatch):
@@ -293,9 +291,9 @@ def division_by_the_batch_at_hand(monkeypatch):
 
 
 def nan_passes_the_clip(monkeypatch):
-    real = clipping.clipped_sum
+    real = fixed.clipped_sum
     monkeypatch.setattr(
-        clipping,
+        fixed,
         "clipped_sum",
         lambda grads, weights, finite, mask, statistic: real(
             grads, weights, jnp.ones_like(finite), mask, statistic
@@ -332,12 +330,29 @@ def bound_schedule_in_the_noise_only(monkeypatch):
     with_clipper(monkeypatch, change)
 
 
+def with_noise(monkeypatch, change):
+    """The noise of a step, changed: `change(noise, key)`."""
+    real = _privatize.noise_like
+    monkeypatch.setattr(_privatize, "noise_like", lambda key, tree: change(real(key, tree), key))
+
+
 def a_tensor_without_noise(monkeypatch):
-    module = __import__("importlib").import_module("jaxdp.privatize")
-    real = module.noise_like
-    monkeypatch.setattr(
-        module, "noise_like", lambda key, tree: real(key, tree) | {"scale": jnp.zeros_like(tree["scale"])}
-    )
+    with_noise(monkeypatch, lambda noise, key: noise | {"scale": jnp.zeros_like(noise["scale"])})
+
+
+def the_same_noise_in_every_tensor(monkeypatch):
+    def shared(noise, key):
+        return jax.tree.map(lambda leaf: jax.random.normal(key, leaf.shape, leaf.dtype), noise)
+
+    with_noise(monkeypatch, shared)
+
+
+def noise_rounded(monkeypatch):
+    with_noise(monkeypatch, lambda noise, key: jax.tree.map(lambda x: 0.05 * jnp.round(x / 0.05), noise))
+
+
+def noise_a_tenth_too_small(monkeypatch):
+    with_noise(monkeypatch, lambda noise, key: jax.tree.map(lambda x: 0.9 * x, noise))
 
 
 def noise_a_fifth_too_small(monkeypatch):
@@ -360,9 +375,23 @@ PLANTED = {
     bound_schedule_in_the_noise_only: SAMPLED | command.MECHANISMS["scheduled"],
     a_tensor_without_noise: ONE_STEP,
     noise_a_fifth_too_small: ONE_STEP,
+    the_same_noise_in_every_tensor: ONE_STEP,
+    noise_rounded: ONE_STEP,
+    noise_a_tenth_too_small: ONE_STEP,
 }
 # Too small for the bound at one delta, and seen against the whole privacy profile.
-BY_PROFILE = (noise_a_fifth_too_small, poisson_claimed_but_not_done, bound_schedule_in_the_noise_only)
+BY_PROFILE = (
+    noise_a_fifth_too_small, poisson_claimed_but_not_done, bound_schedule_in_the_noise_only, noise_rounded,
+    noise_a_tenth_too_small,
+)  # fmt: skip
+# What the noise itself shows, and by which statistic.
+BY_LAW = {
+    a_tensor_without_noise: "scale",
+    the_same_noise_in_every_tensor: "sums and differences",
+    noise_rounded: "lattice",
+    noise_a_tenth_too_small: "scale",
+    noise_reused_across_steps: "sums and differences",
+}
 
 
 @pytest.mark.parametrize("plant", PLANTED, ids=lambda plant: plant.__name__)
@@ -372,9 +401,11 @@ def test_the_bug_is_caught_and_the_step_as_it_is_passes(plant, monkeypatch):
     assert not sound(**changes).violated
     options = {name: changes.pop(name) for name in ("opposed", "magnitude") if name in changes}
     plant(monkeypatch)
-    found = direct(config_of(**changes), **options)
+    found = direct(config_of(**changes), draws=60_000, **options)
     assert found.violated
     assert (found.epsilon > found.claim.value) == (plant not in BY_PROFILE)
+    if plant in BY_LAW:
+        assert found.law.departs and found.law.p_values[BY_LAW[plant]] < 1e-9
 
 
 @pytest.mark.parametrize("plant", [None, noise_divided_by_the_batch_twice, noise_reused_across_steps])
@@ -396,6 +427,77 @@ def test_l2_max_at_its_published_epsilon():
     assert rates["least_hit_rate"] > 0.99 and rates["most_false_alarm_rate"] < 1e-5
     assert found.epsilon > 10 * found.claim.value
     assert not sound(**published).violated
+
+
+# --- the law of the noise --------------------------------------------------------------------------------
+
+
+def normals(seed, runs=400, steps=2, coordinates=5):
+    return np.random.default_rng(seed).normal(size=(runs, steps, coordinates))
+
+
+def test_noise_as_claimed_departs_as_seldom_as_stated():
+    """At most 1 in 20, and no statistic is small more often than it may be."""
+    found = [law.examine(normals(seed), 0.05) for seed in range(600)]
+    assert np.mean([each.departs for each in found]) < 0.05 + 3 * np.sqrt(0.05 * 0.95 / 600)
+    for name in found[0].p_values:
+        small = np.mean([each.p_values[name] < 0.1 for each in found])
+        assert small < 0.1 + 3 * np.sqrt(0.1 * 0.9 / 600), name
+
+
+def _same_sign_apart(x):
+    """A coordinate with the size of another and a sign of its own: not correlated with it."""
+    x[..., 1] = np.abs(x[..., 0]) * np.sign(x[..., 1])
+    return x
+
+
+def _equal_in_part(x):
+    x[..., 1] = 0.7 * x[..., 0] + np.sqrt(1 - 0.7**2) * x[..., 1]
+    return x
+
+
+@pytest.mark.parametrize(
+    ("departure", "statistic"),
+    [
+        (lambda x: 0.9 * x, "scale"),
+        (lambda x: 1.1 * x, "scale"),
+        (lambda x: np.sign(x) * np.sqrt(2 / np.pi) + 0 * x, "shape"),
+        (lambda x: stats.t(5).ppf(stats.norm.cdf(x)) / np.sqrt(5 / 3), "tails"),
+        (lambda x: np.clip(x, -3, 3), "tails"),
+        (lambda x: 0.05 * np.round(x / 0.05), "lattice"),
+        (lambda x: 0.005 * np.round(x / 0.005), "lattice"),
+        (_equal_in_part, "sums and differences"),
+        (_same_sign_apart, "sizes"),
+    ],
+)
+def test_each_departure_is_seen_by_its_statistic(departure, statistic):
+    """In each of 20 samples, and the noise before it was changed departs in none."""
+    for seed in range(20):
+        noise = normals(seed, runs=4000)
+        assert not law.examine(noise.copy(), 1e-3).departs
+        found = law.examine(departure(noise), 1e-3)
+        assert found.departs and found.p_values[statistic] < 1e-4
+
+
+def test_noise_that_is_not_a_number_departs():
+    noise = normals(0)
+    noise[3, 1, 2] = np.nan
+    assert law.examine(noise, 0.05).departs
+
+
+@QUICK
+def test_the_empty_slot_holds_noise_of_the_claimed_deviation_alone():
+    """Whatever the clipper, adjacency and examples: against the schedule written out."""
+    for name in command.CLAIMED:
+        changes = dict(steps=2, schedule="linear", noise_multiplier=None, start=3.0, end=1.0)
+        common = dict(sampling="full", sampling_rate=1.0, adjacency="replace_one")
+        subject = canaries.subject(config_of(**changes | common | command.MECHANISMS[name]))
+        seen = canaries.draws(subject, KEY, np.array([True]), 2000)
+        sigma = np.array([3.0, 2.0])
+        if name == "quantile":  # a count with noise 2 of a sensitivity of 1/2 is paid from the same sigma
+            sigma = (sigma**-2 - 4.0**-2) ** -0.5
+        np.testing.assert_allclose(seen.noise.std(axis=(0, 2)), sigma, rtol=0.03, err_msg=name)
+        assert np.abs(seen.noise.mean(axis=0)).max() < 0.3
 
 
 # --- the command ----------------------------------------------------------------------------------------

@@ -13,8 +13,8 @@ import synthetic_records as synthetic
 from PIL import Image
 
 from jaxdp import cli
-from jaxdp import records as results
 from jaxdp.intervals import Interval
+from jaxdp.laboratory import records as results
 from jaxdp.laboratory.report import figures, tables
 from jaxdp.laboratory.report import page as report
 
@@ -162,6 +162,32 @@ def test_pictures_are_the_pixels_of_the_record(page, records):
         for source in re.findall(r'src="data:image/png;base64,([^"]+)"', page)
     ]
     assert any(np.array_equal(image, expected) for image in shown)
+
+
+def test_images_of_every_stage_are_shown(records):
+    """The earliest stage in sight, the others folded; each with the pictures of its own records."""
+    made = [record for record in records if record["kind"] == "train"]
+    shades = {}
+    for number, stage in enumerate(results.STAGES):
+        attack = synthetic.attack("fixed", stage)
+        shades[stage] = np.full((1, 8, 8, 1), 0.2 * (number + 1))
+        pictures = {key: results.pack_images(shades[stage]) for key in ("originals", "reconstructions")}
+        made.append(attack | {"images": pictures})
+    page = report.page(made)
+    folded = re.findall(r"<details><summary>(\w+) in training</summary>(.*?)</details>", page)
+    assert [stage for stage, _ in folded] == ["middle", "late"] and "noised, early in training</h3>" in page
+    for stage, content in folded:
+        picture = figures.picture(np.rint(255 * shades[stage][0]).astype(np.uint8), "original")
+        assert picture in content
+
+
+def test_a_table_wider_than_a_phone_says_so(page):
+    """Every table moves in a frame of its own, and the one that no phone shows whole says so on a phone."""
+    frames = re.findall(r'<div class="card scroll" tabindex="0"><table class="(\w*)">', page)
+    assert len(frames) == page.count("<table") and frames.count("wide") == page.count('class="swipe"') == 1
+    style = page[: page.index("</style>")]
+    assert re.search(r"\.swipe \{ display: none;", style)
+    assert re.search(r"@media \(max-width: 34rem\) \{.*\.swipe \{ display: block; \}", style, re.S)
 
 
 def test_differing_epsilons_are_called_not_comparable():

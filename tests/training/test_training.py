@@ -16,26 +16,14 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdp import data, noise
+from jaxdp import data, models, noise, sampling
 from jaxdp.accounting.ledger import Ledger, from_json
-from jaxdp.training import (
-    checkpoints,
-)
-from jaxdp.training import (
-    program as training,
-)
-from jaxdp.training import (
-    record as recording,
-)
-from jaxdp.training import (
-    resume as resuming,
-)
-from jaxdp.training import (
-    run as runs,
-)
+from jaxdp.data.source import as_source
+from jaxdp.training import checkpoints, configured, program, record, resume
 from jaxdp.training.config import TrainConfig
+from jaxdp.training.run import claimed, train
 
-CONFIG = TrainConfig(
+CONFIG = TrainConfig.of(
     model="logistic", steps=40, schedule="linear", scale=0.2, evaluate_every=10, noise_seed=1
 )
 
@@ -45,27 +33,38 @@ def digits():
     return data.load("digits")
 
 
+def trained(config, dataset, **options):
+    return configured.build(config, dataset=dataset).train(**options)
+
+
+def resumed(run, folder):
+    """The state with which a run would go on."""
+    fresh, source = run.init(), as_source(run.dataset)
+    now = resume.identity(run.program, run.plan, source, fresh, run.arrays)
+    return resume.resume(folder, fresh, run.plan, now)[0]
+
+
 def bits(tree):
     return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
 
 
 @pytest.mark.parametrize("schedule", ["fixed", "linear", "none"])
 def test_one_compilation_for_epochs_of_any_length(digits, schedule):
-    config = dataclasses.replace(CONFIG, schedule=schedule, scale=1.0, evaluate_every=7)
-    result = runs.train(config, dataset=digits)
-    assert len(result.run.traces) == 1 and int(result.state.step) == 40
+    config = CONFIG.replace(schedule=schedule, scale=1.0, evaluate_every=7)
+    result = trained(config, digits)
+    assert len(result.program.traces) == 1 and int(result.state.step) == 40
     assert result.curves["step"] == [7, 14, 21, 28, 35, 40]
 
 
 def test_the_loop_equals_its_steps_written_out(digits):
     """Two private steps by hand: same batches, gradients one by one, same noise."""
-    run = training.build(dataclasses.replace(CONFIG, l2_norm_clip=0.3), dataset=digits)
-    state, train = run.init(run.config), run.train_arrays()
-    looped, _ = run.epoch(state, train, 2)
-    loss_fn = training.models.cross_entropy(run.model)
+    run = configured.build(CONFIG.replace(l2_norm_clip=0.3), dataset=digits)
+    state, train = run.init(), run.arrays
+    looped = run.epoch(state, train, 2)
+    loss_fn = models.cross_entropy(run.model)
     params, key = state.params, state.opt_state[0].key
     for step in range(2):
-        batch = run.sampler.draw(state.sample_key, step)
+        batch = run.plan.batches.draw(state.sample_key, step)
         total = jax.tree.map(jnp.zeros_like, params)
         for row in np.asarray(batch.indices)[np.asarray(batch.mask)]:
             g = jax.grad(loss_fn)(params, (train[0][row], train[1][row]))
@@ -84,8 +83,8 @@ def test_the_loop_equals_its_steps_written_out(digits):
 
 def test_accuracy_of_ordinary_and_private_training(digits):
     """Not a benchmark: training learns, with and without noise, and the noise costs something."""
-    ordinary = runs.train(dataclasses.replace(CONFIG, schedule="none", scale=1.0, steps=150), dataset=digits)
-    private = runs.train(dataclasses.replace(CONFIG, steps=150), dataset=digits)
+    ordinary = trained(CONFIG.replace(schedule="none", scale=1.0, steps=150), digits)
+    private = trained(CONFIG.replace(steps=150), digits)
     assert ordinary.curves["test_accuracy"][-1] > 0.93
     assert 0.8 < private.curves["test_accuracy"][-1] < ordinary.curves["test_accuracy"][-1]
     assert ordinary.epsilon is None and "no noise" in ordinary.ledger.reasons[0]
@@ -93,11 +92,11 @@ def test_accuracy_of_ordinary_and_private_training(digits):
 
 @pytest.mark.parametrize("sampling", ["poisson", "shuffled", "full"])
 def test_the_ledger_says_how_batches_were_drawn(digits, sampling):
-    config = dataclasses.replace(CONFIG, sampling=sampling, steps=20, adjacency="zero_out")
-    result = runs.train(config, dataset=digits)
+    config = CONFIG.replace(sampling=sampling, steps=20, adjacency="zero_out")
+    result = trained(config, digits)
     (entry,) = result.ledger.entries
     assert entry.sampling.kind == sampling and result.ledger.steps == 20
-    assert entry.sampling.rate == pytest.approx(result.run.sampler.sampling_rate)
+    assert entry.sampling.rate == pytest.approx(result.plan.sampling.rate)
     assert result.epsilon.value > 0
 
 
@@ -105,24 +104,24 @@ def test_one_example_that_is_not_finite_neither_spoils_the_run_nor_passes_unseen
     x = digits.train_x.copy()
     x[3] = 3e38
     spoilt = dataclasses.replace(digits, train_x=x)
-    config = dataclasses.replace(CONFIG, sampling="full", steps=5)
+    config = CONFIG.replace(sampling="full", steps=5)
     with pytest.warns(UserWarning, match="5 per-example gradients were not finite"):
-        result = runs.train(config, dataset=spoilt)
+        result = trained(config, dataset=spoilt)
     assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(result.state.params))
 
 
 def test_exact_diagnostics_cost_the_claim(digits):
-    result = runs.train(dataclasses.replace(CONFIG, diagnostics=True), dataset=digits)
+    result = trained(CONFIG.replace(diagnostics=True), digits)
     assert len(result.curves["training_loss"]) == 4
     assert result.epsilon is None and "without noise" in result.ledger.reasons[0]
-    silent = runs.train(CONFIG, dataset=digits)
+    silent = trained(CONFIG, digits)
     assert set(silent.curves) == {"step", "test_accuracy"} and silent.epsilon is not None
 
 
 def test_overflow_is_an_error_and_leaves_nothing(digits, tmp_path, monkeypatch):
-    monkeypatch.setattr(training.sampling, "physical_size", lambda *_: 8)
+    monkeypatch.setattr(sampling, "physical_size", lambda *_: 8)
     with pytest.raises(ValueError, match="outgrew its places"):
-        runs.train(CONFIG, dataset=digits, folder=tmp_path / "run")
+        trained(CONFIG, digits, folder=tmp_path / "run")
     assert checkpoints.latest_step(tmp_path / "run") is None
 
 
@@ -139,7 +138,7 @@ def test_the_average_is_the_moving_average_of_optax(decay):
     for step in range(3):
         params = jax.tree.map(lambda r, s=step: r[s], rows)
         expected, state = oracle.update(params, state)
-        average = training.averaged(average, params, jnp.int32(step), decay)
+        average = program.averaged(average, params, jnp.int32(step), decay)
         # optax forms 1 - decay^n from rounded powers: at 0.9999 it is the less exact of the two
         np.testing.assert_allclose(average["w"], expected["w"], rtol=2e-6 + 2e-7 / (1 - decay), atol=1e-6)
 
@@ -149,84 +148,86 @@ def test_the_average_is_the_moving_average_of_optax(decay):
 )
 def test_a_decay_scales_each_update_and_changes_nothing_else(digits, decay, of):
     """From the same state a step with it is a step without, times the curve."""
-    config = dataclasses.replace(CONFIG, learning_rate_decay=decay)
-    decayed, plain = (training.build(c, dataset=digits) for c in (config, CONFIG))
-    state = decayed.init(config)
+    config = CONFIG.replace(learning_rate_decay=decay)
+    decayed, plain = (configured.build(c, dataset=digits) for c in (config, CONFIG))
+    state = decayed.init()
     for step in (0, 13, 39):
-        state, _ = decayed.epoch(state, decayed.train_arrays(), step)
-        other = state._replace(opt_state=(state.opt_state[0], *plain.init(CONFIG).opt_state[1:]))
-        ends = [
-            run.epoch(s, run.train_arrays(), step + 1)[0] for run, s in ((decayed, state), (plain, other))
-        ]
+        state = decayed.epoch(state, decayed.arrays, step)
+        other = state._replace(opt_state=(state.opt_state[0], *plain.init().opt_state[1:]))
+        ends = [run.epoch(s, run.arrays, step + 1) for run, s in ((decayed, state), (plain, other))]
         moved, would = (jax.tree.map(lambda a, b: a - b, end.params, state.params) for end in ends)
         jax.tree.map(
             lambda m, w, s=step: np.testing.assert_allclose(m, of(s) * w, rtol=1e-3, atol=1e-6), moved, would
         )
-    assert runs.train(config, dataset=digits).epsilon == runs.train(CONFIG, dataset=digits).epsilon
+    assert trained(config, digits).epsilon == trained(CONFIG, digits).epsilon
 
 
 def test_averaging_changes_what_is_evaluated_and_nothing_else(digits, tmp_path):
     """Same steps, noise and epsilon; whoever watches or attacks the run is given the parameters of the step."""
     seen = []
-    config = dataclasses.replace(CONFIG, ema_decay=0.9)
-    averaged = runs.train(
-        config, dataset=digits, folder=tmp_path / "run", observer=lambda step, params: seen.append(params)
-    )
-    plain = runs.train(CONFIG, dataset=digits)
-    assert len(averaged.run.traces) == 1 and plain.state.average == ()
+    config = CONFIG.replace(ema_decay=0.9)
+    run = configured.build(config, dataset=digits)
+    averaged = run.train(folder=tmp_path / "run", callbacks=(lambda step, params: seen.append(params),))
+    plain = trained(CONFIG, digits)
+    assert len(averaged.program.traces) == 1 and plain.state.average == ()
     assert bits(averaged.state.params) == bits(plain.state.params) == bits(seen[-1])
     assert averaged.epsilon == plain.epsilon and averaged.ledger == plain.ledger
     last = averaged.curves["test_accuracy"][-1]
-    assert last == float(averaged.run.evaluate(averaged.state.average))
+    assert last == float(run.evaluate(averaged.state.average)["test_accuracy"])
+    assert bits(averaged.params) == bits(averaged.state.average)
     assert last != plain.curves["test_accuracy"][-1]
-    assert recording.train_record(averaged)["metrics"]["test_accuracy"] == last
-    run, state, _ = resuming.from_checkpoint(tmp_path / "run")
+    assert record.train_record(run, averaged)["metrics"]["test_accuracy"] == last
+    run, state, _ = configured.from_checkpoint(tmp_path / "run")
     assert bits(state.params) == bits(plain.state.params)
-    assert float(run.evaluate(state.evaluated)) == last
-    with pytest.raises(ValueError, match=r"ema_decay=0\.5: the checkpoint was made with ema_decay=0\.9"):
-        again = dataclasses.replace(config, ema_decay=0.5)
-        runs.train(again, dataset=digits, folder=tmp_path / "run", resume=True)
+    assert float(run.evaluate(state.evaluated)["test_accuracy"]) == last
+    with pytest.raises(ValueError, match=r"ema_decay=0\.5: the run was begun with ema_decay=0\.9"):
+        again = config.replace(ema_decay=0.5)
+        trained(again, digits, folder=tmp_path / "run", resume=True)
     with pytest.raises(ValueError, match="another model, optimizer, average or clipping"):
-        runs.train(CONFIG, dataset=digits, folder=tmp_path / "run", resume=True)
+        bare = configured.build(CONFIG, dataset=digits)
+        train(
+            bare.program.loss_fn, bare.model.params, digits, bare.plan, configured.optimizer(CONFIG),
+            CONFIG.claim, folder=tmp_path / "run", resume=True,
+        )  # fmt: skip
 
 
 # --- quantile clipping -----------------------------------------------------------------------------------
 
-QUANTILE = dataclasses.replace(CONFIG, clipping="quantile", l2_norm_clip=0.1)
+QUANTILE = CONFIG.replace(clipping="quantile", l2_norm_clip=0.1)
 
 
 def test_quantile_clipping_costs_what_flat_costs_and_says_what_it_charged(digits):
-    flat = runs.train(dataclasses.replace(QUANTILE, clipping="flat"), dataset=digits)
-    adaptive = runs.train(dataclasses.replace(QUANTILE, evaluate_every=20), dataset=digits)
+    flat = trained(QUANTILE.replace(clipping="flat"), digits)
+    adaptive = trained(QUANTILE.replace(evaluate_every=20), digits)
     assert dataclasses.replace(adaptive.epsilon, ledger=flat.epsilon.ledger) == flat.epsilon
     assert adaptive.ledger.entries[0].noise_multipliers == flat.ledger.entries[0].noise_multipliers
-    privacy = recording.privacy(adaptive)
-    count_noise = adaptive.run.sampler.expected_batch_size / 20
-    assert f"noised count of norms below the bound together: noise {count_noise:g} on" in privacy["statement"]
-    assert "no noise multiplier follows it" in privacy["statement"]
+    count_noise = adaptive.plan.expected_batch_size / 20
+    assert f"noised count of norms below the bound together: noise {count_noise:g} on" in str(
+        adaptive.statement
+    )
+    assert "no noise multiplier follows it" in str(adaptive.statement)
     assert len(adaptive.curves["l2_norm_clip"]) == 2
     assert adaptive.curves["l2_norm_clip"][-1] == float(adaptive.state.opt_state[0].clip.bound) != 0.1
 
 
 def test_an_impossible_split_is_refused_before_the_run(digits):
-    config = dataclasses.replace(QUANTILE, scale=1.0, count_noise=7.0)
+    config = QUANTILE.replace(scale=1.0, count_noise=7.0)
     with pytest.raises(ValueError, match=r"step=0: noise_multiplier=15, count_noise=7: .* above 7.5"):
-        runs.train(config, dataset=digits)
-    late = dataclasses.replace(config, start=5.0, end=20.0)
+        trained(config, digits)
+    late = config.replace(start=5.0, end=20.0)
     with pytest.raises(ValueError, match="step=24: noise_multiplier=14, count_noise=7"):
-        runs.train(late, dataset=digits)
+        trained(late, digits)
 
 
 @pytest.mark.parametrize("changed", [False, True])
 def test_a_resumed_run_keeps_its_bound_unless_another_is_asked_for(digits, tmp_path, changed):
-    half = dataclasses.replace(QUANTILE, schedule="fixed", noise_multiplier=6.0, steps=20)
-    runs.train(half, dataset=digits, folder=tmp_path / "run")
-    _, before, _ = resuming.from_checkpoint(tmp_path / "run")
-    more = dataclasses.replace(half, steps=40, count_noise=9.0, **({"l2_norm_clip": 0.7} if changed else {}))
-    saved = resuming.resume(training.build(more, dataset=digits), tmp_path / "run", None, {})
-    bound = float(saved[0].opt_state[0].clip.bound)
+    half = QUANTILE.replace(schedule="fixed", noise_multiplier=6.0, steps=20)
+    trained(half, digits, folder=tmp_path / "run")
+    _, before, _ = configured.from_checkpoint(tmp_path / "run")
+    more = half.replace(steps=40, count_noise=9.0, **({"l2_norm_clip": 0.7} if changed else {}))
+    bound = float(resumed(configured.build(more, dataset=digits), tmp_path / "run").private.clip.bound)
     assert bound == (np.float32(0.7) if changed else float(before.opt_state[0].clip.bound))
-    result = runs.train(more, dataset=digits, folder=tmp_path / "run", resume=True)
+    result = trained(more, digits, folder=tmp_path / "run", resume=True)
     assert [e.stop for e in result.ledger.entries] == [20, 40]
     assert "noise 9 on" in result.ledger.entries[1].charged
 
@@ -235,36 +236,35 @@ def test_a_resumed_run_keeps_its_bound_unless_another_is_asked_for(digits, tmp_p
 
 
 def test_budget_stops_before_the_step_that_would_pass_it(digits):
-    free = runs.train(CONFIG, dataset=digits)
+    free = trained(CONFIG, digits)
     budget = 0.7 * free.epsilon.value
-    bounded = runs.train(dataclasses.replace(CONFIG, budget_epsilon=budget), dataset=digits)
+    bounded = trained(CONFIG.replace(budget_epsilon=budget), digits)
     assert bounded.stopped_by_budget and bounded.ledger.steps == int(bounded.state.step) < 40
     assert bounded.epsilon.value <= budget
-    one_more = runs.claim(free.ledger.until(bounded.ledger.steps + 1), CONFIG)
+    one_more = claimed(free.ledger.until(bounded.ledger.steps + 1), CONFIG.claim)
     assert one_more.value > budget
 
 
 def test_target_epsilon_is_met_from_below(digits):
-    config = dataclasses.replace(CONFIG, scale=1.0, target_epsilon=2.0)
-    result = runs.train(config, dataset=digits)
+    config = CONFIG.replace(scale=1.0, target_epsilon=2.0)
+    result = trained(config, digits)
     assert 1.99 < result.epsilon.value <= 2.0
 
 
 # --- checkpoints -----------------------------------------------------------------------------------------
 
 _WORKER = """
-import dataclasses, json, pathlib, sys
-from jaxdp import runs
-from jaxdp.train_config import TrainConfig
-config = TrainConfig(**json.loads(sys.argv[1]))
-result = runs.train(config, folder=sys.argv[2], resume=True)
-print(json.dumps({"epsilon": result.epsilon.value, "curves": result.curves}))
+import json, sys
+from jaxdp.training import configured
+from jaxdp.training.config import TrainConfig
+config = TrainConfig.of(**json.loads(sys.argv[1]))
+configured.build(config).train(folder=sys.argv[2], resume=True)
 """
 
 
 def worker(config, folder):
     return subprocess.Popen(
-        [sys.executable, "-c", _WORKER, json.dumps(dataclasses.asdict(config)), str(folder)],
+        [sys.executable, "-c", _WORKER, json.dumps(config.options()), str(folder)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         env={**os.environ, "JAX_PLATFORMS": "cpu"},
@@ -273,13 +273,11 @@ def worker(config, folder):
 
 def test_kill_9_and_resume_gives_the_same_bits(digits, tmp_path):
     """Killed between two checkpoints of a run with momentum, averages and decay, resumed in another process."""
-    config = dataclasses.replace(
-        CONFIG, optimizer="momentum", learning_rate=0.1, ema_decay=0.99, steps=1_500, evaluate_every=20
+    config = CONFIG.replace(
+        optimizer="momentum", learning_rate=0.1, ema_decay=0.99, steps=1_500, evaluate_every=20
     )
-    config = dataclasses.replace(
-        config, clipping="quantile_per_layer", scale=1.0, learning_rate_decay="cosine"
-    )
-    whole = runs.train(config, dataset=digits)
+    config = config.replace(clipping="quantile_per_layer", scale=1.0, learning_rate_decay="cosine")
+    whole = trained(config, digits)
     process = worker(config, tmp_path / "run")
     deadline = time.monotonic() + 120
     while (checkpoints.latest_step(tmp_path / "run") or 0) < 40 and time.monotonic() < deadline:
@@ -288,7 +286,7 @@ def test_kill_9_and_resume_gives_the_same_bits(digits, tmp_path):
     assert process.wait() == -signal.SIGKILL
     reached = checkpoints.latest_step(tmp_path / "run")
     assert 40 <= reached < config.steps
-    resumed = runs.train(config, dataset=digits, folder=tmp_path / "run", resume=True)
+    resumed = trained(config, digits, folder=tmp_path / "run", resume=True)
     assert bits(resumed.state.params) == bits(whole.state.params)
     assert bits(resumed.state.average) == bits(whole.state.average) != bits(whole.state.params)
     assert bits(resumed.state.opt_state[1:]) == bits(whole.state.opt_state[1:])
@@ -297,13 +295,11 @@ def test_kill_9_and_resume_gives_the_same_bits(digits, tmp_path):
 
 
 def test_changed_privacy_is_appended_to_the_ledger_and_meets_new_noise(digits, tmp_path):
-    first = dataclasses.replace(CONFIG, steps=20)
-    runs.train(first, dataset=digits, folder=tmp_path / "run")
-    _, before, spent = resuming.from_checkpoint(tmp_path / "run")
-    more = dataclasses.replace(
-        CONFIG, steps=40, schedule="fixed", noise_multiplier=5.0, scale=1.0, sampling_rate=0.05
-    )
-    result = runs.train(more, dataset=digits, folder=tmp_path / "run", resume=True)
+    first = CONFIG.replace(steps=20)
+    trained(first, digits, folder=tmp_path / "run")
+    _, before, spent = configured.from_checkpoint(tmp_path / "run")
+    more = CONFIG.replace(steps=40, schedule="fixed", noise_multiplier=5.0, scale=1.0, sampling_rate=0.05)
+    result = trained(more, digits, folder=tmp_path / "run", resume=True)
     assert result.ledger.entries[0] == spent.entries[0] and len(result.ledger.entries) == 2
     assert result.ledger.entries[1].noise_multipliers == ((5.0, 20),)
     assert result.ledger.entries[1].sampling.rate == pytest.approx(0.05)
@@ -312,13 +308,13 @@ def test_changed_privacy_is_appended_to_the_ledger_and_meets_new_noise(digits, t
 
 
 def test_copies_of_a_checkpoint_that_go_different_ways_share_no_noise(digits, tmp_path):
-    half = dataclasses.replace(CONFIG, schedule="fixed", scale=1.0, noise_multiplier=6.0, steps=20)
-    runs.train(half, dataset=digits, folder=tmp_path / "run")
-    _, original, _ = resuming.from_checkpoint(tmp_path / "run")
+    half = CONFIG.replace(schedule="fixed", scale=1.0, noise_multiplier=6.0, steps=20)
+    trained(half, digits, folder=tmp_path / "run")
+    _, original, _ = configured.from_checkpoint(tmp_path / "run")
 
     def secrets(**changes):
-        run = training.build(dataclasses.replace(half, steps=40, **changes), dataset=digits)
-        state = resuming.resume(run, tmp_path / "run", None, {})[0]
+        run = configured.build(half.replace(steps=40, **changes), dataset=digits)
+        state = resumed(run, tmp_path / "run")
         return bits([jax.random.key_data(state.opt_state[0].key), jax.random.key_data(state.sample_key)])
 
     first, second = (secrets(noise_multiplier=sigma) for sigma in (8.0, 16.0))
@@ -329,69 +325,69 @@ def test_copies_of_a_checkpoint_that_go_different_ways_share_no_noise(digits, tm
 
 
 def test_a_shuffled_epoch_goes_on_in_its_order(digits, tmp_path):
-    half = dataclasses.replace(CONFIG, sampling="shuffled", adjacency="zero_out", steps=5)
-    runs.train(half, dataset=digits, folder=tmp_path / "run")
-    _, before, _ = resuming.from_checkpoint(tmp_path / "run")
-    run = training.build(dataclasses.replace(half, steps=10), dataset=digits)
-    state, _, _ = resuming.resume(run, tmp_path / "run", None, {})
+    half = CONFIG.replace(sampling="shuffled", adjacency="zero_out", steps=5)
+    trained(half, digits, folder=tmp_path / "run")
+    _, before, _ = configured.from_checkpoint(tmp_path / "run")
+    run = configured.build(half.replace(steps=10), dataset=digits)
+    state = resumed(run, tmp_path / "run")
     assert bits(jax.random.key_data(state.sample_key)) == bits(jax.random.key_data(before.sample_key))
-    seen = [np.asarray(run.sampler.draw(state.sample_key, step).indices) for step in range(10)]
+    seen = [np.asarray(run.plan.batches.draw(state.sample_key, step).indices) for step in range(10)]
     assert len(np.unique(seen)) == np.size(seen)
 
 
 def test_other_examples_and_late_targets_are_not_resumed(digits, tmp_path):
-    runs.train(dataclasses.replace(CONFIG, steps=20), dataset=digits, folder=tmp_path / "run")
+    trained(CONFIG.replace(steps=20), digits, folder=tmp_path / "run")
     exchanged = digits.train_y.copy()
     exchanged[0] = (exchanged[0] + 1) % 10
-    with pytest.raises(ValueError, match="data='digits': not the training examples"):
-        runs.train(
+    with pytest.raises(ValueError, match="data: not the training examples"):
+        trained(
             CONFIG,
-            dataset=dataclasses.replace(digits, train_y=exchanged),
+            dataclasses.replace(digits, train_y=exchanged),
             folder=tmp_path / "run",
             resume=True,
         )
-    late = dataclasses.replace(CONFIG, scale=1.0, target_epsilon=3.0)
+    late = CONFIG.replace(scale=1.0, target_epsilon=3.0)
     with pytest.raises(ValueError, match=r"target_epsilon=3\.0: for a run as a whole"):
-        runs.train(late, dataset=digits, folder=tmp_path / "run", resume=True)
+        trained(late, digits, folder=tmp_path / "run", resume=True)
 
 
 def test_a_finished_run_resumes_to_itself(digits, tmp_path):
-    done = runs.train(CONFIG, dataset=digits, folder=tmp_path / "run")
-    again = runs.train(CONFIG, dataset=digits, folder=tmp_path / "run", resume=True)
+    done = trained(CONFIG, digits, folder=tmp_path / "run")
+    again = trained(CONFIG, digits, folder=tmp_path / "run", resume=True)
     assert bits(done.state.params) == bits(again.state.params) and again.epsilon == done.epsilon
 
 
 def test_a_run_that_began_with_another_version_of_the_noise_goes_on_with_new_keys(
     digits, tmp_path, monkeypatch
 ):
-    done = runs.train(CONFIG, dataset=digits, folder=tmp_path / "run")
-    run = training.build(CONFIG, dataset=digits)
+    done = trained(CONFIG, digits, folder=tmp_path / "run")
+    run = configured.build(CONFIG, dataset=digits)
 
     def secrets(state):
         return bits([jax.random.key_data(key) for key in (state.opt_state[0].key, state.sample_key)])
 
-    state, *_ = resuming.resume(run, tmp_path / "run", None, {})
+    state = resumed(run, tmp_path / "run")
     assert secrets(state) == secrets(done.state)
     monkeypatch.setattr(noise, "VERSION", noise.VERSION + 1)
-    other, *_ = resuming.resume(run, tmp_path / "run", None, {})
+    other = resumed(run, tmp_path / "run")
     assert not set(secrets(other)) & set(secrets(state)) and bits(other.params) == bits(state.params)
 
 
 def test_a_folder_in_use_is_not_overwritten(digits, tmp_path):
-    runs.train(CONFIG, dataset=digits, folder=tmp_path / "run")
+    trained(CONFIG, digits, folder=tmp_path / "run")
     with pytest.raises(ValueError, match="holds checkpoints already"):
-        runs.train(CONFIG, dataset=digits, folder=tmp_path / "run")
+        trained(CONFIG, digits, folder=tmp_path / "run")
 
 
 def test_keys_in_checkpoints_are_for_the_owner_only(digits, tmp_path):
-    runs.train(CONFIG, dataset=digits, folder=tmp_path / "run")
+    trained(CONFIG, digits, folder=tmp_path / "run")
     assert (tmp_path / "run").stat().st_mode & 0o077 == 0
 
 
 def test_another_model_is_not_resumed(digits, tmp_path):
-    runs.train(CONFIG, dataset=digits, folder=tmp_path / "run")
-    with pytest.raises(ValueError, match="seed=5: the checkpoint was made with seed=0"):
-        runs.train(dataclasses.replace(CONFIG, seed=5), dataset=digits, folder=tmp_path / "run", resume=True)
+    trained(CONFIG, digits, folder=tmp_path / "run")
+    with pytest.raises(ValueError, match="seed=5: the run was begun with seed=0"):
+        trained(CONFIG.replace(seed=5), digits, folder=tmp_path / "run", resume=True)
 
 
 def _files(folder: pathlib.Path):
@@ -402,8 +398,8 @@ def _files(folder: pathlib.Path):
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "add"])
 def test_a_damaged_checkpoint_is_refused(digits, tmp_path, damage):
     """Whatever file of it is damaged; and no file is passed over."""
-    config = dataclasses.replace(CONFIG, steps=10)
-    runs.train(config, dataset=digits, folder=tmp_path / "run")
+    config = CONFIG.replace(steps=10)
+    trained(config, digits, folder=tmp_path / "run")
     files = _files(tmp_path / "run")
     assert len(files) >= 6
     for file in files:
@@ -426,27 +422,27 @@ def test_a_damaged_checkpoint_is_refused(digits, tmp_path, damage):
 
 def test_a_rewritten_ledger_is_refused(digits, tmp_path):
     """Even with its own checksum made right again, the manifest tells."""
-    config = dataclasses.replace(CONFIG, steps=10)
-    spent = runs.train(config, dataset=digits, folder=tmp_path / "run").ledger
+    config = CONFIG.replace(steps=10)
+    spent = trained(config, digits, folder=tmp_path / "run").ledger
     less = Ledger((dataclasses.replace(spent.entries[0], noise_multipliers=((99.0, 10),)),))
     path = tmp_path / "run" / "10" / "document" / "metadata"
     document = json.loads(path.read_text())
     assert from_json(document["ledger"]) == spent
     path.write_text(json.dumps({**document, "ledger": less.to_json()}))
     with pytest.raises(ValueError, match="document/metadata is missing, damaged or altered"):
-        runs.train(
-            dataclasses.replace(config, steps=20), dataset=digits, folder=tmp_path / "run", resume=True
-        )
+        trained(config.replace(steps=20), digits, folder=tmp_path / "run", resume=True)
 
 
 def test_a_missing_ledger_is_refused(digits, tmp_path):
     """A checkpoint whole in itself that does not say what was spent."""
-    run = training.build(CONFIG, dataset=digits)
+    run = configured.build(CONFIG, dataset=digits)
     writer = checkpoints.Writer(tmp_path / "run")
-    writer.save(0, run.init(CONFIG), {"config": dataclasses.asdict(CONFIG), "ledger": None, "curves": {}})
+    now = resume.identity(run.program, run.plan, as_source(digits), run.init(), run.arrays)
+    document = {**now, "config": CONFIG.options(), "run": "a", "ledger": None, "curves": {}}
+    writer.save(0, run.init(), document)
     writer.close()
     with pytest.raises(ValueError, match="the privacy already spent is unknown"):
-        runs.train(CONFIG, dataset=digits, folder=tmp_path / "run", resume=True)
+        trained(CONFIG, digits, folder=tmp_path / "run", resume=True)
 
 
 @pytest.mark.parametrize(
@@ -462,8 +458,8 @@ def test_a_missing_ledger_is_refused(digits, tmp_path):
         (dict(target_epsilon=3.0), "scale=0.2, target_epsilon=3.0"),
         (dict(schedule="none", scale=1.0, target_epsilon=3.0), "schedule='none'"),
         (dict(schedule="fixed", noise_multiplier=-2.0), "noise_multiplier=-2.0"),
-        (dict(budget_epsilon=1e-6), "budget_epsilon=1e-06"),
-        (dict(clipping="l2_max", budget_epsilon=1.0), "budget_epsilon=1.0.*private gradients"),
+        (dict(budget_epsilon=1e-6), "budget=1e-06"),
+        (dict(clipping="l2_max", budget_epsilon=1.0), "budget=1.0.*private gradients"),
         (dict(clipping="quantile", l2_norm_clip_end=1.0), "l2_norm_clip_end=1.0: quantile"),
         (dict(clipping="quantile", target_quantile=1.0), "target_quantile=1.0"),
         (dict(count_noise=0.0), "count_noise=0.0"),
@@ -472,19 +468,18 @@ def test_a_missing_ledger_is_refused(digits, tmp_path):
 )
 def test_refusals(digits, change, text):
     with pytest.raises(ValueError, match=text):
-        runs.train(dataclasses.replace(CONFIG, **change), dataset=digits)
+        trained(CONFIG.replace(**change), digits)
 
 
 @pytest.mark.parametrize("accountant", ["rdp", "pld"])
 def test_the_curve_of_epsilon_is_by_the_accountant_of_the_claim(digits, accountant):
-    config = dataclasses.replace(CONFIG, steps=20, schedule="linear", accountant=accountant, evaluate_every=7)
-    result = runs.train(config, dataset=digits)
+    config = CONFIG.replace(steps=20, schedule="linear", accountant=accountant, evaluate_every=7)
+    result = trained(config, digits)
     steps = [0, *(int(step) for step in result.curves["step"])]
-    curve = runs.epsilon_curve(result.ledger, result.config, steps)
+    curve = record.epsilon_curve(result.ledger, config.claim, steps)
     assert curve[0] == 0 and curve[-1] == pytest.approx(result.epsilon.value, rel=1e-9)
-    other = runs.epsilon_curve(
-        result.ledger, dataclasses.replace(config, accountant="rdp" if accountant == "pld" else "pld"), steps
-    )
+    another = config.replace(accountant="rdp" if accountant == "pld" else "pld").claim
+    other = record.epsilon_curve(result.ledger, another, steps)
     assert all(a < b for a, b in itertools.pairwise(curve)) and curve[-1] != pytest.approx(
         other[-1], rel=0.01
     )

@@ -1,20 +1,21 @@
 """Auditing the training step from the outside: what its output reveals, held against the epsilon claimed.
 
 The auditor runs the very step that `jaxdp train` compiles (sampler, per-example gradients, clipping, noise,
-division, optimizer) on data with canaries (`jaxdp.canaries`), sees the parameters after every step, and says
-which canaries were there.  What it proves (`jaxdp.evidence`) is a lower bound on epsilon that assumes nothing
+division, optimizer) on data with canaries (`canaries`), sees the parameters after every step, and says
+which canaries were there.  What it proves (`jaxdp.auditing`) is a lower bound on epsilon that assumes nothing
 about the mechanism; the claim is the project's own accounting of the same steps, sampling and adjacency.
 
 | method    | runs              | canaries | finds                                                        |
 |-----------|-------------------|----------|--------------------------------------------------------------|
-| `direct`  | many, short       | one      | the sharper bound, and any departure from the whole privacy  |
-|           |                   |          | profile (below)                                              |
+| `direct`  | many, short       | one      | the sharper bound; a hit rate above the privacy profile; and |
+|           |                   |          | noise of another law (`law`)                                 |
 | `one_run` | one, of any       | hundreds | what goes wrong over many steps of sampling and noise        |
 |           | length            |          |                                                              |
 
 A claim is violated if the bound at the claim's delta exceeds it, or (direct) if a rule has a higher hit rate
 than the claimed steps allow at its false alarm rate: the trade-off that the whole curve delta(epsilon) sets
-(`jaxdp.reconstruction`), which shows a lack of noise far too small for the bound at one delta.
+(`jaxdp.accounting.reconstruction`), which shows a lack of noise far too small for the bound at one delta; or
+(direct) if the noise, where there is nothing else, is not the one that the claim is computed for.
 
 An audit can refute a claim.  It cannot prove one: it tries these canaries, these few statistics, this
 model and this machine, and another attacker may do better.
@@ -23,22 +24,25 @@ model and this machine, and another attacker may do better.
 import dataclasses
 import math
 import time
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxdp import accounting
+from jaxdp import accounting, schedules
 from jaxdp import auditing as evidence
 from jaxdp.accounting import Epsilon, pld, reconstruction
 from jaxdp.accounting.ledger import Ledger
 from jaxdp.auditing import Rates
-from jaxdp.laboratory.audit import canaries
+from jaxdp.laboratory.audit import canaries, law
 from jaxdp.laboratory.audit.canaries import Observation, Subject
+from jaxdp.laboratory.audit.law import Law
 
 Method = Literal["direct", "one_run"]
 METHODS: tuple[Method, ...] = ("direct", "one_run")
+_LAW_SHARE = 0.1  # of the probability of error of the direct test
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,11 +53,13 @@ class Finding:
       method: one of `METHODS`.
       claim: the epsilon claimed for the audited steps; nominal where nothing is.
       epsilon: the lower bound at the claim's delta, distribution-free.
-      confidence: probability that the finding (bound and profile together) is not wrong.
+      confidence: probability that the finding (bound, profile and law together) is not wrong.
       gaussian: a sharper lower bound that holds only if the outputs are Gaussian, as they are meant to be;
         None where they are not (sampling), or with one run.
       profile: `(hit rate at least, allowed at most)` at the rule's false alarm rate; None with one run.
-      violated: whether the claim is refuted.
+      law: how the noise compares with the one that the claim is computed for; None with one run, or where
+        nothing is claimed.
+      violated: whether the claim is refuted, by a bound, by its profile or by the law of its noise.
       detail: counts behind it.
       seconds: wall time.
     """
@@ -64,9 +70,18 @@ class Finding:
     confidence: float
     gaussian: float | None
     profile: tuple[float, float] | None
+    law: Law | None
     violated: bool
     detail: dict[str, Any]
     seconds: float
+
+    @property
+    def verdict(self) -> str:
+        """In a word: `stands` says no more than that this audit did not refute the claim."""
+        if not self.violated:
+            return "stands"
+        exceeded = self.profile is not None and self.profile[0] > self.profile[1]
+        return "VIOLATED" if self.epsilon > self.claim.value or exceeded else "OTHER NOISE"
 
     @property
     def ratio(self) -> float:
@@ -96,7 +111,8 @@ def statistics(
     * `tensor 0`, ...: as `matched`, in one tensor of the parameters: one that the noise forgot.
 
     The last two are of one canary only, as is what `direct` adds to them: `fitted`, the linear discriminant
-    of the matched direction and whatever the clipper releases.
+    of the matched direction, of the coordinates of the canary's slot in every tensor, and
+    of whatever the clipper releases: sums and differences in which noise cancels that tensors share.
 
     Args:
       observed: arrays [runs, steps, ...].
@@ -159,12 +175,14 @@ def direct(subject: Subject, key: Array, *, draws: int = 100_000, alpha: float =
         for observed in seen
     )
     present["fitted"], absent["fitted"] = evidence.discriminant(*map(_features, seen))
+    each = (1 - _LAW_SHARE) * alpha / 2
     bound = evidence.distinguished(
-        present, absent, lambda h, f: evidence.epsilon_of_rates(h, f, claim.delta), alpha / 2
+        present, absent, lambda h, f: evidence.epsilon_of_rates(h, f, claim.delta), each
     )
     epsilon = float(evidence.epsilon_of_rates(bound.least_hit_rate, bound.most_false_alarm_rate, claim.delta))
-    curve = evidence.distinguished(present, absent, evidence.distance_of_rates, alpha / 2)
+    curve = evidence.distinguished(present, absent, evidence.distance_of_rates, each)
     profile = None if claim.nominal else _profile(curve, ledger, adjacency)
+    found = None if claim.nominal else _law(subject, seen, _LAW_SHARE * alpha)
     return Finding(
         method="direct",
         claim=claim,
@@ -172,14 +190,26 @@ def direct(subject: Subject, key: Array, *, draws: int = 100_000, alpha: float =
         confidence=1 - alpha,
         gaussian=_if_gaussian(curve, ledger, claim.delta),
         profile=profile,
-        violated=epsilon > claim.value or (profile is not None and profile[0] > profile[1]),
+        law=found,
+        violated=epsilon > claim.value
+        or (profile is not None and profile[0] > profile[1])
+        or (found is not None and found.departs),
         detail={"draws": draws, "bound": _detail(bound), "curve": _detail(curve)},
         seconds=time.perf_counter() - began,
     )
 
 
 def _features(observed: Observation) -> Float[np.ndarray, "runs features"]:
-    return np.concatenate([observed.along[:, :, 0], observed.released.reshape(len(observed.along), -1)], 1)
+    parts = (observed.along[:, :, 0], observed.released, observed.slot)
+    return np.concatenate([part.reshape(len(part), -1) for part in parts], axis=1)
+
+
+def _law(subject: Subject, seen: Sequence[Observation], alpha: float) -> Law:
+    """The noise of all runs, in the slot that no example touches, against the noise that is claimed."""
+    plan = subject.run.plan
+    assert plan.schedule is not None and plan.clipper is not None
+    drawn = plan.clipper.gradient_noise(schedules.values(plan.schedule, subject.config.steps))
+    return law.examine(np.concatenate([observed.noise for observed in seen]) / drawn[None, :, None], alpha)
 
 
 def _detail(rates: Rates) -> dict[str, Any]:
@@ -229,6 +259,7 @@ def one_run(subject: Subject, key: Array, *, alpha: float = 0.05) -> Finding:
         confidence=1 - alpha,
         gaussian=None,
         profile=None,
+        law=None,
         violated=found.epsilon > claim.value,
         detail={"canaries": subject.canaries, "included": int(included.sum()), **found._asdict()},
         seconds=time.perf_counter() - began,

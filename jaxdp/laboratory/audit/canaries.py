@@ -31,7 +31,7 @@ from jaxdp.training.configured import Run
 from jaxdp.training.program import TrainState
 
 _CLASSES = 4
-_BACKGROUND_SLOTS = 4
+_BACKGROUND_SLOTS = 4  # and one more, that stays empty
 MAGNITUDE = 1e4  # of a canary's input: far above every clip bound, far below where float32 squares overflow
 
 # What an absent canary is, by adjacency: left out of every batch, or there with another input.
@@ -46,12 +46,18 @@ class Observation(NamedTuple):
         contribution: 1 where the canary was there and 0 where not, plus noise.
       by_tensor: [steps, canaries, tensors], the same within each tensor of the parameters.
       energy: [steps], the mean square of the noised sum over the coordinates.
+      slot: [steps, coordinates], the noised sum in the first canary's slot, in units of the length of its
+        contribution.
+      noise: [steps, coordinates], the noised sum in the slot that no example touches, in units of the clipper's
+        noise scale: the gradient's sigma times a standard normal, if the noise is what is claimed.
       released: [steps, numbers], the clipper's state after the step: what it makes public beside the sum.
     """
 
     along: Float[Array, "steps m"]
     by_tensor: Float[Array, "steps m tensors"]
     energy: Float[Array, " steps"]
+    slot: Float[Array, "steps coordinates"]
+    noise: Float[Array, "steps coordinates"]
     released: Float[Array, "steps numbers"]
 
 
@@ -109,12 +115,15 @@ def classifier(canaries: int, slots: int) -> models.Model:
 
 
 def _dataset(canaries: int, slots: int, background: int, opposed: int) -> Dataset:
-    """Canaries first (padding repeats row 0), then examples against them, then ordinary ones."""
+    """Canaries first (padding repeats row 0), then examples against them, then ordinary ones.
+
+    The last slot stays empty.
+    """
     rng = np.random.default_rng(0)  # public: the auditor knows all of it
     x = np.zeros((canaries + opposed + background, slots), np.float32)
     x[np.arange(canaries), np.arange(canaries)] = 1
     x[canaries : canaries + opposed, 0] = -1
-    x[canaries + opposed :, canaries:] = rng.normal(size=(background, slots - canaries))
+    x[canaries + opposed :, canaries:-1] = rng.normal(size=(background, slots - canaries - 1))
     y = np.zeros(len(x), np.int32)
     y[canaries + opposed :] = rng.integers(0, _CLASSES, background)
     return Dataset(
@@ -173,7 +182,7 @@ def subject(
     if config.sampling == "shuffled" and config.adjacency == "add_or_remove_one":
         raise ValueError("sampling='shuffled': audit it under zero_out or replace_one")
     config = config.replace(optimizer="sgd", learning_rate=1.0, learning_rate_decay=None)
-    slots = canaries + _BACKGROUND_SLOTS
+    slots = canaries + _BACKGROUND_SLOTS + 1
     dataset = _dataset(canaries, slots, background, opposed)
     model = classifier(canaries, slots)
     run = configured.build(config, dataset=dataset, network=model)
@@ -199,27 +208,35 @@ def subject(
 
         def step(state, _):
             after = audited.step(state, (x, labels))
-            before = _noise_state(state)
             released = jax.tree.map(lambda a, b: batch_size * (a - b), state.params, after.params)
-            noised = _slots_first(released)
-            contribution = reference(before.clip, before.step)
-            products = jnp.stack(
-                [n[:canaries] @ c for n, c in zip(noised, contribution, strict=True)], axis=1
-            )
-            squares = jnp.stack([c @ c for c in contribution])
-            energy = sum((jnp.sum(n**2) for n in noised), jnp.zeros(())) / sum(n.size for n in noised)
-            bound = jax.tree.leaves(_noise_state(after).clip)
-            return after, Observation(
-                along=products.sum(axis=1) / squares.sum(),
-                by_tensor=products / squares[None],
-                energy=energy,
-                # never empty, which lax.map does not take in chunks
-                released=jnp.concatenate([jnp.zeros(1), *(leaf.reshape(-1) for leaf in bound)]),
+            return after, _observed(
+                run, reference, canaries, released, _noise_state(state), _noise_state(after)
             )
 
         return jax.lax.scan(step, first, None, length=config.steps)[1]
 
     return Subject(config=config, canaries=canaries, run=run, observe=observe)
+
+
+def _observed(
+    run: Run, reference, canaries: int, released: PyTree, before: PrivatizeState, after: PrivatizeState
+) -> Observation:
+    """What the auditor keeps of one step: of the noised sum, and of what the clipper has released."""
+    noised, contribution = _slots_first(released), reference(before.clip, before.step)
+    products = jnp.stack([n[:canaries] @ c for n, c in zip(noised, contribution, strict=True)], axis=1)
+    squares = jnp.stack([c @ c for c in contribution])
+    sensitivity = jnp.sqrt(squares.sum())
+    assert run.plan.clipper is not None
+    return Observation(
+        along=products.sum(axis=1) / squares.sum(),
+        by_tensor=products / squares[None],
+        energy=sum((jnp.sum(n**2) for n in noised), jnp.zeros(())) / sum(n.size for n in noised),
+        slot=jnp.concatenate([n[0] for n in noised]) / sensitivity,
+        noise=jnp.concatenate([n[-1] for n in noised])
+        / (sensitivity * run.plan.clipper.noise_to_sensitivity),
+        # never empty, which lax.map does not take in chunks
+        released=jnp.concatenate([jnp.zeros(1), *(leaf.reshape(-1) for leaf in jax.tree.leaves(after.clip))]),
+    )
 
 
 def _reference(run: Run, slots: int):

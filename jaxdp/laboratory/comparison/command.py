@@ -4,7 +4,7 @@ import dataclasses
 import pathlib
 import time
 
-from jaxdp import records as results
+from jaxdp.laboratory import records
 from jaxdp.laboratory.comparison.comparison import CompareConfig
 
 
@@ -18,18 +18,17 @@ class Config(CompareConfig):
 
 def run(config: Config) -> None:
     from jaxdp.laboratory.comparison import comparison
-    from jaxdp.laboratory.report import page as report
-    from jaxdp.laboratory.report import tables
+    from jaxdp.laboratory.report import page, tables
 
     began = time.perf_counter()
     folder = config.output / "records"
     folder.mkdir(parents=True, exist_ok=True)
     fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(CompareConfig)}
-    records = comparison.compare(CompareConfig(**fields))
+    made = comparison.compare(CompareConfig(**fields))
     for old in folder.glob("*.json"):
         old.unlink()
-    for record in records:
-        results.write(record, folder)
-    page = config.output / "report.html"
-    report.write(records, page)
-    print(f"\n{tables.table(records)}\n\nreport: {page} ({time.perf_counter() - began:.0f} s)")
+    for record in made:
+        records.write(record, folder)
+    report = config.output / "report.html"
+    page.write(made, report)
+    print(f"\n{tables.table(made)}\n\nreport: {report} ({time.perf_counter() - began:.0f} s)")

@@ -16,13 +16,13 @@ import numpy as np
 from jaxtyping import PyTree
 
 from jaxdp import clipping, gradients
-from jaxdp import records as results
 from jaxdp.attacks import Attack, Leak, Public, engine, metrics, observe
 from jaxdp.attacks import judge as evaluation
 from jaxdp.attacks.attack import infer_labels
 from jaxdp.attacks.engine import Reconstruction, Victims
 from jaxdp.attacks.portfolio import POSTERIOR, SIGNAL, SMOOTH, invert_portfolio
 from jaxdp.gradients import convolution
+from jaxdp.laboratory import records as results
 
 _UNBOUNDED = 1e9
 _SHOWN = 5  # reconstructions kept in a record

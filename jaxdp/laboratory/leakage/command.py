@@ -8,8 +8,8 @@ import jax
 import numpy as np
 
 from jaxdp import atomic, data, models
-from jaxdp import records as results
 from jaxdp.attacks import metrics, public_knowledge
+from jaxdp.laboratory import records as results
 from jaxdp.laboratory.leakage import forecast, picture, sweep
 from jaxdp.laboratory.leakage.sweep import Model, Settings, break_down
 from jaxdp.training import configured

@@ -8,8 +8,8 @@ import pathlib
 class Config:
     """Where the records are, and where the page goes."""
 
-    records: pathlib.Path = pathlib.Path("runs/compare/records")
-    """Folder of records (*.json), as `jaxdp compare` and `jaxdp train` write them."""
+    records: tuple[pathlib.Path, ...] = (pathlib.Path("runs/compare/records"),)
+    """Folders of records (*.json), as `jaxdp compare`, `jaxdp train` and `jaxdp attack` write them."""
     output: pathlib.Path = pathlib.Path("report.html")
     """The page: one HTML file that opens without a network."""
 
@@ -21,11 +21,10 @@ def run(config: Config) -> None:
       ValueError: a file that is no record, or no training record.
       OSError: no such folder, or an output that cannot be written.
     """
-    from jaxdp import records as results
-    from jaxdp.laboratory.report import page as report
-    from jaxdp.laboratory.report import tables
+    from jaxdp.laboratory import records
+    from jaxdp.laboratory.report import page, tables
 
-    records = results.read_folder(config.records)
-    report.write(records, config.output)
-    print(tables.table(records))
+    found = records.read_folder(*config.records)
+    page.write(found, config.output)
+    print(tables.table(found))
     print(f"\n{config.output}")

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from jaxdp.intervals import Interval
+from jaxdp.laboratory.records import of_kind
 from jaxdp.laboratory.report.tables import variants
-from jaxdp.records import of_kind
 
 _SHEET = importlib.resources.files("jaxdp.laboratory.report") / "report.css"
 

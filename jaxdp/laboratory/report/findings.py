@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from jaxdp import records as results
+from jaxdp.laboratory.records import of_kind
 from jaxdp.laboratory.report import tables
 from jaxdp.laboratory.report.figures import label
 
@@ -19,7 +19,8 @@ def shown(records: Sequence[Mapping]) -> list[str]:
         equal = max(values) - min(values) <= 0.01 * max(values)
         span = f"ε = {max(values):.2f}" if equal else f"different ε, {min(values):.2f} to {max(values):.2f}"
         consequence = "" if equal else "; their accuracy and resilience are not comparable at face value"
-        sentences.append(f"{len(private)} private variants have {span}{consequence}.")
+        have = "variant has" if len(private) == 1 else "variants have"
+        sentences.append(f"{len(private)} private {have} {span}{consequence}.")
     if len(private) > 1:
         best, worst = (pick(private, key=lambda row: row["accuracy"]) for pick in (max, min))
         gap = best["accuracy"] - worst["accuracy"]
@@ -35,7 +36,7 @@ def shown(records: Sequence[Mapping]) -> list[str]:
     if reference and private:
         cost = reference[0]["accuracy"] - np.mean([row["accuracy"] for row in private])
         sentences.append(f"Privacy costs {100 * cost:.1f} points of accuracy on average.")
-    attacks = results.of_kind(records, "attack")
+    attacks = of_kind(records, "attack")
     raw = [attack for attack in attacks if not attack["noise_std"]]
     noised = [attack for attack in attacks if attack["noise_std"] and attack["stage"]]
     for group, where in ((raw, "no noise was added to it"), (noised, "noise was added as in training")):
@@ -51,7 +52,7 @@ def shown(records: Sequence[Mapping]) -> list[str]:
 
 def not_shown(records: Sequence[Mapping]) -> list[str]:
     """What nobody should conclude from them."""
-    seeds = len({run["seed"] for run in results.of_kind(records, "train")})
+    seeds = len({run["seed"] for run in of_kind(records, "train")})
     return [
         "Epsilon bounds what anyone can learn from everything the mechanism releases. An attack that fails "
         "here only shows that this attack failed: a stronger one may succeed.",

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxdp.intervals import wilson
-from jaxdp.records import of_kind
+from jaxdp.laboratory.records import of_kind
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,6 +19,22 @@ _WIDTHS = {  # of the console's columns, to the left where negative
     "variant": -18, "epsilon": 16, "accuracy %": 15, "ms / step": 16, "examples / s": 14,
     "attack success %": 20, "RMSE": 8,
 }  # fmt: skip
+
+
+def by_subject(records: Sequence[Mapping]) -> dict[str, list[Mapping]]:
+    """The records of each data set and model apart, by their names: one table holds what can be compared.
+
+    An attack that names no model is one on the runs with its data, where these are of one model.
+    """
+    parts: dict[tuple, list[Mapping]] = {}
+    for run in of_kind(records, "train"):
+        parts.setdefault((run["config"].get("data"), run["config"].get("model")), []).append(run)
+    for attack in of_kind(records, "attack"):
+        data, model = attack["config"].get("data"), attack["config"].get("model")
+        same = [subject for subject in parts if subject[0] == data]
+        subject = same[0] if model is None and len(same) == 1 else (data, model)
+        parts.setdefault(subject, []).append(attack)
+    return {", ".join(str(name) for name in subject if name): own for subject, own in parts.items()}
 
 
 def variants(records: Sequence[Mapping]) -> list[str]:
@@ -151,8 +167,23 @@ def _line(cells: Mapping[Any, str]) -> str:
     return "".join(f"{cells[name]:{'<' if w < 0 else '>'}{abs(w)}}" for name, w in _WIDTHS.items())
 
 
+def checked_in_words(records: Sequence[Mapping]) -> str:
+    """Whether the claims were held against ledgers: those of records without one cannot be."""
+    private = [run for run in of_kind(records, "train") if run["privacy"]["private"]]
+    without = dict.fromkeys(run["variant"] for run in private if run.get("ledger") is None)
+    return f"; not checked, for want of a ledger: {', '.join(without)}" if without else ""
+
+
 def table(records: Sequence[Mapping]) -> str:
-    """The four-metric table for a console."""
+    """The four-metric tables for a console, one for each data set and model."""
+    subjects = by_subject(records)
+    if len(subjects) < 2:
+        return _table(records)
+    compared = {name: own for name, own in subjects.items() if of_kind(own, "train")}
+    return "\n\n".join(f"{name}\n{_table(own)}" for name, own in compared.items())
+
+
+def _table(records: Sequence[Mapping]) -> str:
     head = _line({name: name for name in _WIDTHS})
     lines = [head, "-" * len(head), *(_line(row) for row in formatted(records).to_dict("records"))]
     if not records:
@@ -162,7 +193,7 @@ def table(records: Sequence[Mapping]) -> str:
     if private:
         lines.append(
             f"epsilon at delta = {private['delta']:g}, {private['accountant']}, {private['adjacency']}, "
-            f"{private['sampling']}; 'nominal' and 'none' are no guarantees"
+            f"{private['sampling']}; 'nominal' and 'none' are no guarantees{checked_in_words(records)}"
         )
     lines.append(
         "± is the standard deviation over seeds, of ms / step over timings; attack success on leaks after "

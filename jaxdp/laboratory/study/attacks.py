@@ -20,11 +20,11 @@ import numpy as np
 from jaxtyping import PyTree
 
 from jaxdp import atomic, clipping, gradients, intervals, models, schedules
-from jaxdp import records as results
 from jaxdp.accounting import reconstruction
 from jaxdp.accounting.ledger import Ledger
 from jaxdp.attacks import candidates as hypotheses
 from jaxdp.attacks import public_knowledge
+from jaxdp.laboratory import records as results
 from jaxdp.laboratory.comparison.exposure import Bench, Case
 from jaxdp.laboratory.study.trials import CLAIM, StudyConfig, Trial, Workshop, choose, settings, targets
 from jaxdp.plan import Plan

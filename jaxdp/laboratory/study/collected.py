@@ -10,8 +10,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from jaxdp import atomic
-from jaxdp import records as results
 from jaxdp.laboratory.study.trials import SELECTION_SEED
+from jaxdp.records import plain
+from jaxdp.records import read as read_record
 
 RUNS, ATTACKS = "runs.jsonl", "attacks.jsonl"
 PUBLISHED, ACCOUNTANTS = "published.jsonl", "accountants.jsonl"
@@ -74,7 +75,7 @@ def collect(folder: pathlib.Path, output: pathlib.Path) -> list[pathlib.Path]:
     """
     written = []
     for path in sorted(path for path in folder.glob("*") if path.is_dir()):
-        found = [results.read(file) for file in sorted(path.glob("train-*.json"))]
+        found = [read_record(file) for file in sorted(path.glob("train-*.json"))]
         if found:
             _check_grids(path.name, found)
             written.append(_write(output / path.name / RUNS, _head(found), [run_row(r) for r in found]))
@@ -145,9 +146,7 @@ def _write(path: pathlib.Path, head: Mapping, rows: Iterable[Mapping]) -> pathli
         return round(value, 9) if isinstance(value, float) else value
 
     lines = [head, *({key: compact(value) for key, value in row.items()} for row in rows)]
-    atomic.write_text(
-        path, "".join(json.dumps(results.plain(line), allow_nan=False) + "\n" for line in lines)
-    )
+    atomic.write_text(path, "".join(json.dumps(plain(line), allow_nan=False) + "\n" for line in lines))
     return path
 
 
