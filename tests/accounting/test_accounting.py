@@ -2,14 +2,18 @@
 
 import dataclasses
 import math
+import tracemalloc
 
 import dp_accounting as dp
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from written_ledgers import POISSON, written
 
 from jaxdp import accounting
 from jaxdp.accounting import Claim, events, pld, rdp, trajectory
+from jaxdp.accounting._epsilon import rounded
 from jaxdp.accounting.ledger import Entry, Ledger, Sampling, run_lengths
 
 ADD = dict(delta=1e-5, adjacency="add_or_remove_one")
@@ -222,3 +226,103 @@ def test_adjacency_and_delta_are_never_implied():
         Claim(delta=1e-5)
     with pytest.raises(TypeError):
         Claim(adjacency="zero_out")
+
+
+# --- whose number it is ----------------------------------------------------------------------------------
+
+
+def distinct(sigmas, rate=0.3):
+    lengths = run_lengths(np.asarray(sigmas))
+    entry = Entry(start=0, stop=len(sigmas), noise_multipliers=lengths, sampling=Sampling(rate=rate))
+    return Ledger((entry,))
+
+
+@pytest.mark.parametrize("sigmas", [[0.7] * 5, [3.0, 2.0, 2.0, 8.0] * 4, np.linspace(1.0, 2.0, 32)])
+def test_few_noise_multipliers_are_dp_accountings_own(sigmas):
+    """Also where its series is above the integral."""
+    run = distinct(sigmas)
+    accountant = dp.rdp.RdpAccountant().compose(events.to_event(run))
+    expected, order = accountant.get_epsilon_and_optimal_order(1e-5)
+    spent = accounting.epsilon(run, RDP)
+    assert (spent.value, spent.order) == (pytest.approx(expected, rel=1e-9), order)
+
+
+def test_many_noise_multipliers_are_at_most_dp_accountings_and_near_it():
+    run = distinct(np.linspace(4.0, 9.0, 40), rate=0.01)
+    expected = dp.rdp.RdpAccountant().compose(events.to_event(run)).get_epsilon(1e-5)
+    assert accounting.epsilon(run, RDP).value == pytest.approx(expected, rel=1e-6)
+
+
+def test_chords_do_not_show_in_epsilon():
+    """Thousands of noise multipliers, against the sum of every one's own integral."""
+    run = distinct(np.linspace(0.6, 3.0, 3 * rdp.NODES), rate=0.1)
+    total = rdp.exact(0.1, run.sigmas(), rdp.ORDERS).sum(axis=0)
+    expected, _ = rdp.epsilon(total, 1e-5)
+    spent = accounting.epsilon(run, RDP).value
+    assert expected * (1 - 1e-9) <= spent <= expected * (1 + 1e-9)
+    assert accounting.epsilon_trajectory(run, RDP)[-1] >= expected * (1 - 1e-9)
+
+
+@pytest.mark.parametrize("wrong", [0.99, 1.01])
+def test_what_dp_accounting_does_not_confirm_is_refused(wrong, monkeypatch):
+    right = rdp.exact
+    monkeypatch.setattr(rdp, "exact", lambda *args: wrong * right(*args))
+    with pytest.raises(ArithmeticError, match=r"noise_multiplier=.*not dp_accounting's"):
+        accounting.epsilon(distinct(np.linspace(1.01, 2.02, 40)), RDP)
+
+
+def test_many_steps_take_no_more_memory_than_their_number():
+    run = distinct(np.linspace(4.0, 9.0, 300_000), rate=0.01)
+    tracemalloc.start()
+    try:
+        accounting.epsilon(run, RDP)
+        assert tracemalloc.get_traced_memory()[1] < 150e6  # a table of all orders alone would be 374e6
+    finally:
+        tracemalloc.stop()
+
+
+# --- what is printed -------------------------------------------------------------------------------------
+
+
+@given(st.floats(1e-12, 1e9))
+def test_a_printed_bound_is_on_its_own_side(value):
+    above, below = float(rounded(value)), float(rounded(value, up=False))
+    assert below <= value <= above and above - below <= 2e-4 * value
+
+
+def test_a_printed_bracket_holds_the_bracket():
+    spent = accounting.Epsilon(
+        value=1.779951,
+        lower=1.779949,
+        delta=1e-5,
+        accountant="pld",
+        adjacency="zero_out",
+        sampling="",
+        ledger="",
+    )
+    assert "epsilon = 1.7800 (not below 1.7799)" in str(spent)
+    assert "epsilon = 0.000015600" in str(dataclasses.replace(spent, value=1.56e-5, lower=None))
+
+
+def test_rdp_stands_in_where_there_is_no_distribution():
+    run = written(steps=10_000, parameters={"value": 0.03})
+    by_pld, by_rdp = (accounting.epsilon(run, claim) for claim in (CLAIM, RDP))
+    assert by_pld.value == by_rdp.value and by_pld.lower == 0
+    assert "the value is by RDP" in str(by_pld) and math.isfinite(by_pld.value)
+
+
+@pytest.mark.parametrize(
+    ("sigma", "steps", "side"), [(300.0, 10, "larger"), (0.3, 10_000, "smaller"), (6.0, 10_000, None)]
+)
+def test_an_order_at_the_end_of_the_grid_is_said(sigma, steps, side):
+    spent = accounting.epsilon(written(steps=steps, parameters={"value": sigma}), RDP)
+    assert (f"a {side} one would be tighter" in str(spent)) == (side is not None)
+    assert (spent.caveat == "") == (side is None)
+
+
+@pytest.mark.parametrize(
+    ("delta", "examples", "warned"), [(1e-3, 1000, True), (1e-3, 999, False), (0.4, 2, False)]
+)
+def test_a_delta_that_gives_examples_away_is_warned_of(delta, examples, warned):
+    said = Claim(delta=delta, adjacency="zero_out").warnings(examples)
+    assert bool(said) == warned and all(f"delta = {delta:g}" in text for text in said)

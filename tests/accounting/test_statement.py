@@ -106,3 +106,14 @@ def test_every_adjacency_and_sampling_has_words():
     assert set(statement.ADJACENCY_IN_WORDS) == set(accounting.ADJACENCIES)
     for kind in ("poisson", "full"):
         assert stated(sampling=Sampling(kind=kind))[0].assumptions[-1] == statement._SAMPLING_ASSUMED[kind]
+
+
+def test_warns_of_a_large_delta_and_of_the_last_order():
+    run = written(steps=10, parameters={"value": 300.0})
+    spent = accounting.epsilon(run, CLAIM)
+    assert "best order is the grid's last" in str(privacy_statement(run, spent))
+    said = [
+        any("delta = 1e-05" in w for w in privacy_statement(run, spent, examples=n).warnings)
+        for n in (10, 10**6)
+    ]
+    assert said == [False, True]
