@@ -162,7 +162,7 @@ def test_composition_is_convolution():
 
 
 def test_a_bracket_of_a_hundred_thousand_holds():
-    """Between dp_accounting's optimistic and pessimistic values, each within a grid point a step of the truth."""
+    """Between dp_accounting's optimistic and pessimistic values."""
     bounds = pld.bounds(fixed(0.9, 0.06, 1000), 1e-5, replace=False)
     low, high = (
         reference.from_gaussian_mechanism(
