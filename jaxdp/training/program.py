@@ -117,6 +117,17 @@ class Program:
     def __post_init__(self):
         _ = self.plan.batches  # or an error
 
+    def check(self, plan: Plan) -> None:
+        """Refuses a plan that this program does not do.
+
+        Raises:
+          ValueError: it differs in more than its seed, its reasons and the factor on its schedule.
+        """
+        mine, other = (_without_arguments(p) for p in (self.plan, plan))
+        for name in ("clipper", "noise_multiplier", "sampler", "steps"):
+            if getattr(mine, name) != getattr(other, name):
+                raise ValueError(f"program: was compiled for another {name} than the plan's")
+
     def init(self, params: PyTree, plan: Plan | None = None) -> TrainState:
         """The first state, with keys from the seed of the plan, or of another plan that shares the program."""
         plan = self.plan if plan is None else plan
@@ -202,6 +213,13 @@ class Program:
         private, clipper = find_state(state.opt_state), self.plan.clipper
         assert clipper is not None and clipper.sensitivity is not None
         return self.plan.policy.admits(private.noise, clipper.sensitivity(private.clip, private.step))
+
+
+def _without_arguments(plan: Plan) -> Plan:
+    schedule = _traced(plan)
+    if schedule is None:
+        return plan
+    return dataclasses.replace(plan, noise_multiplier=dataclasses.replace(schedule, factor=1.0))
 
 
 def _traced(plan: Plan) -> Parametric | None:

@@ -165,6 +165,9 @@ def train(
             plan=plan, loss_fn=loss_fn, optimizer=optimizer, decode=source.decode, ema_decay=ema_decay,
             microbatch_size=microbatch_size,
         )  # fmt: skip
+    elif store.going_on and plan.policy is not None:  # under the filter that the run began with
+        program = dataclasses.replace(program, plan=plan)
+    program.check(plan)
     run = _Run(plan=plan, program=program, source=source, claim=claim, every=every, evaluate=evaluate)
     run = dataclasses.replace(run, callbacks=tuple(callbacks), diagnostics=diagnostics, progress=progress)
     first = dataclasses.replace(program, optimizer=optimizer).init(params, plan)
