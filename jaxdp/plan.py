@@ -20,7 +20,7 @@ import optax
 from jaxtyping import Array, Float, PyTree
 
 from jaxdp import _validate, schedules
-from jaxdp._privatize import find_state, privatize
+from jaxdp._privatize import privatize, privatize_state
 from jaxdp.accounting.ledger import Entry, Filter, Ledger, Sampling, run_lengths, to_event
 from jaxdp.adaptive_noise import Adaptive, Following
 from jaxdp.clipping import Clipper, clipped_gradients
@@ -170,7 +170,7 @@ class Plan:
         summed = clipped_gradients(loss_fn, self.clipper, microbatch_size=microbatch_size)
 
         def gradient(params: PyTree, opt_state: PyTree, batch: PyTree, mask: Array | None = None):
-            state = find_state(opt_state)
+            state = privatize_state(opt_state)
             return summed(params, batch, mask, state.clip, state.step)
 
         return gradient
@@ -213,7 +213,7 @@ class Plan:
         if self.policy is not None:
             if state is None:
                 raise ValueError("state=None: the noise multipliers of an adaptive schedule are read from it")
-            sigmas, filter = self.policy.used(find_state(state).noise, start, stop), self.policy.filter
+            sigmas, filter = self.policy.used(privatize_state(state).noise, start, stop), self.policy.filter
             lengths = run_lengths(sigmas)
         else:
             lengths = self._run_lengths(start, stop)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from jaxdp._privatize import PrivatizeState, entropy_key, find_state
+from jaxdp._privatize import PrivatizeState, entropy_key, privatize_state
 from jaxdp.gradients import Loss
 from jaxdp.plan import Plan
 from jaxdp.schedules import Parametric
@@ -210,7 +210,7 @@ class Program:
         """Whether the filter of an adaptive schedule admits the next step; true without one."""
         if self.plan.policy is None:
             return True
-        private, clipper = find_state(state.opt_state), self.plan.clipper
+        private, clipper = privatize_state(state.opt_state), self.plan.clipper
         assert clipper is not None and clipper.sensitivity is not None
         return self.plan.policy.admits(private.noise, clipper.sensitivity(private.clip, private.step))
 
