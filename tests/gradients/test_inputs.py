@@ -159,7 +159,7 @@ def test_other_masks_are_refused(mask, text):
             call()
 
 
-# --- shared arguments and auxiliary outputs ---------------------------------------------------------------------------------
+# --- shared arguments and auxiliary outputs -----------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", gradients.METHODS)
