@@ -13,18 +13,21 @@ from jaxdp.laboratory.leakage import picture, sweep
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
-CONFIG = attack.Config(data="digits", image_size=8, victims=4, sigmas=(0.01, 0.1), activation="relu")
+CONFIG = attack.Config(
+    target=attack.Target(data="digits", image_size=8, activation="relu"),
+    settings=attack.Settings(victims=4, sigmas=(0.01, 0.1)),
+)
 
 
 @pytest.fixture(scope="module")
 def model():
-    return attack.load(CONFIG)[0]
+    return attack.load(CONFIG.target, CONFIG.settings)[0]
 
 
 def table_rows(model):
     """Rows as the sweep makes them, success falling with the noise."""
     rows = []
-    for point in sweep.points(model, attack.settings(CONFIG)):
+    for point in sweep.points(model, CONFIG.settings):
         hits = 8 if point.sigma == 0 else (6 if point.attack == "posterior" and point.sigma < 0.1 else 1)
         shares = {"exact": wilson(hits, 8), "recognisable": wilson(hits, 8), "victims": 8}
         numbers = dict(rmse=0.1, gain=0.5, labels=1.0, iterations=10.0, seconds=1.0, ssim=0.5)
@@ -34,9 +37,9 @@ def table_rows(model):
 
 
 def test_every_leak_point_is_tried_at_every_sigma(model):
-    points = [(p.name, p.sigma, p.attack) for p in sweep.points(model, attack.settings(CONFIG))]
+    points = [(p.name, p.sigma, p.attack) for p in sweep.points(model, CONFIG.settings)]
     assert len(points) == len(set(points))
-    for sigma in CONFIG.sigmas:
+    for sigma in CONFIG.settings.sigmas:
         assert ("noised", sigma, "published") in points
         assert {("noised", sigma), ("noised batch", sigma), ("window", sigma)} <= {
             (name, s) for name, s, method in points if method == "posterior"

@@ -1,5 +1,6 @@
-"""One row of an attack table: who knew what, and how well it went."""
+"""How well an attack went, and who knew what."""
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -9,11 +10,10 @@ from jaxtyping import Array, PyTree
 
 from jaxdp import intervals
 from jaxdp.attacks import metrics
-from jaxdp.attacks.attack import Attack
-from jaxdp.attacks.engine import Reconstruction, invert
-from jaxdp.attacks.given import Public
-from jaxdp.attacks.leaks import Leak, Loss
-from jaxdp.attacks.observe import observe
+from jaxdp.attacks.attack import Attack, fitted
+from jaxdp.attacks.lanes import Reconstruction, first_network, invert_many
+from jaxdp.attacks.leaks import NOISELESS, Conditions, Leak, observe
+from jaxdp.attacks.public import Setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +44,10 @@ class Knowledge:
         return "; ".join(f"{name.replace('_', ' ')}: {value}" for name, value in asdict(self).items())
 
 
-def knowledge(leak: Leak, attack: Attack, *, noise_std: Any = 0.0, bound: Any = 1.0) -> Knowledge:
+def knowledge(leak: Leak, attack: Attack, conditions: Conditions = NOISELESS) -> Knowledge:
     """What `attack` uses of a leak."""
+    noise_std, bound, _ = conditions
+    unclipped = leak.clip == "none" or (isinstance(bound, float) and math.isinf(bound))
     modelled = f"{leak.clip}, bound {bound}" if attack.clip_aware else "not modelled"
     uses_noise = attack.noise_aware and (attack.objective == "likelihood" or attack.prior == "gaussian")
     box = "[0, 1] box" if attack.box else "no box"
@@ -53,7 +55,7 @@ def knowledge(leak: Leak, attack: Attack, *, noise_std: Any = 0.0, bound: Any = 
     gaussian = ", Gaussian from public inputs" if attack.prior == "gaussian" else ""
     return Knowledge(
         model="architecture and parameters at the leak",
-        clip="none" if leak.clip == "none" else modelled,
+        clip="none" if unclipped else modelled,
         noise=f"standard deviation {noise_std}" if uses_noise else "not modelled",
         batch_size=leak.batch_size,
         labels="given" if attack.labels == "known" else f"inferred by {attack.labels}",
@@ -64,19 +66,30 @@ def knowledge(leak: Leak, attack: Attack, *, noise_std: Any = 0.0, bound: Any = 
 
 
 def judge(
-    reconstruction: Reconstruction, x: np.ndarray, y: np.ndarray, mean: Array | np.ndarray
+    reconstruction: Reconstruction,
+    x: Array | np.ndarray,
+    y: Array | np.ndarray,
+    mean: Array | np.ndarray | float = 0.5,
 ) -> dict[str, Any]:
     """The metrics of a reconstruction against the truth, images of a batch in their best order.
 
     Args:
-      reconstruction: of N victims.
-      x: the truth [N, B, *input_shape], images or tabular rows: each has its own thresholds.
-      y: labels [N, B].
+      reconstruction: of N victims, or of one gradient as `invert` returns it.
+      x: the truth [N, B, *input_shape], or [B, *input_shape] of one gradient; images or tabular rows, each has
+        its own thresholds.
+      y: labels [N, B], or [B].
       mean: the mean public input, the baseline.
 
     Returns:
       Medians over images; shares with 95 % Wilson intervals, for batches over images.
     """
+    x, y = np.asarray(x), np.asarray(y)
+    if np.ndim(reconstruction.objective) == 0:
+        reconstruction, x, y = (
+            Reconstruction(*(np.asarray(f)[None] for f in reconstruction)),
+            x[None],
+            y[None],
+        )
     axes = x.ndim - 2
     guess = metrics.matched(reconstruction.x, x)
     criterion = metrics.IMAGES if axes == 3 else metrics.TABULAR
@@ -89,7 +102,7 @@ def judge(
         "rmse": float(np.median(error)),
         "rmse_mean_image": float(np.median(baseline)),
         "psnr": float(np.median(metrics.psnr(guess, x, axes))),
-        "gain": float(np.median(metrics.gain_over_mean(guess, x, mean, axes))),
+        "gain": float(np.median(metrics.gain_over_mean(guess, x, np.asarray(mean), axes))),
         "labels": float(np.mean(np.sort(reconstruction.labels, 1) == np.sort(y, 1))),
         "iterations": float(np.median(reconstruction.iterations)),
         "objective": float(np.median(reconstruction.objective)),
@@ -100,19 +113,14 @@ def judge(
 
 
 def evaluate(
-    loss_fn: Loss,
-    leak: Leak,
+    setting: Setting,
     attack: Attack,
     params: PyTree,
     x: np.ndarray,
     y: np.ndarray,
     key: Array,
+    conditions: Conditions = NOISELESS,
     *,
-    noise_std: Any = 0.0,
-    bound: Any = 1.0,
-    learning_rate: Any = 0.1,
-    public: Public | None = None,
-    classes: int = 10,
     own_params: bool = False,
     lanes: int | None = None,
     progress: bool = False,
@@ -120,30 +128,25 @@ def evaluate(
     """Leaks, attacks and judges: one row of a table, and the reconstructions behind it.
 
     Args:
-      loss_fn: `(params, (x, y)) -> scalar` for one example.
-      leak: what leaks.
-      attack: how it is attacked.
+      setting: what is attacked.
+      attack: how.
       params: parameters at the leak.
       x: victims' inputs [N, B, *input_shape].
       y: their labels [N, B].
       key: of noise and starts.
-      noise_std: per coordinate of the observation.
-      bound: clip bound C.
-      learning_rate: of local steps.
-      public: the attacker's public data.
-      classes: number of labels.
+      conditions: noise, clip bound and learning rate of the leak, all known to the attacker.
       own_params: whether `params` has a leading axis [N].
       lanes: minimisations at once.
       progress: show a progress bar.
+
+    Returns:
+      The metrics with the knowledge of the attack as it was fitted to the network, and the reconstructions.
     """
     noise_key, start_key = jax.random.split(key)
     victims = observe(
-        loss_fn, leak, params, x, y, noise_key,
-        noise_std=noise_std, bound=bound, learning_rate=learning_rate, own_params=own_params,
-    )  # fmt: skip
-    result = invert(
-        loss_fn, leak, attack, victims, start_key, input_shape=tuple(x.shape[2:]), classes=classes,
-        public=public, own_params=own_params, lanes=lanes, progress=progress,
-    )  # fmt: skip
-    mean = np.full(x.shape[2:], 0.5) if public is None else np.asarray(public.mean)
-    return judge(result, x, y, mean), result
+        setting.loss_fn, setting.leak, params, x, y, noise_key, conditions, own_params=own_params
+    )
+    setting, attack = fitted(setting, attack, first_network(victims, setting.leak))
+    result = invert_many(setting, attack, victims, start_key, lanes=lanes, progress=progress)
+    row = judge(result, x, y, np.asarray(setting.known.mean))
+    return row | {"knowledge": asdict(knowledge(setting.leak, attack, conditions))}, result
