@@ -21,6 +21,7 @@ from benchmarks import forecasts
 from jaxdp import atomic, data, models
 from jaxdp import records as results
 from jaxdp.attacks import Attack, Conditions, Leak, Setting, evaluate, public_knowledge
+from jaxdp.attacks.leaks import NOISELESS, RAW
 from jaxdp.attacks.portfolio import PLAIN, POSTERIOR, RELU, SIGNAL, SMOOTH
 from jaxdp.gradients import convolution
 from jaxdp.laboratory.leakage.sweep import Model, trajectory
@@ -47,7 +48,7 @@ def _networks(count, **options):
     return jax.tree.map(lambda *leaves: np.stack(leaves), *nets)
 
 
-def _setting(loss_fn, public, leak=Leak(), **options):
+def _setting(loss_fn, public, leak=RAW, **options):
     return Setting(loss_fn=loss_fn, leak=leak, input_shape=public.mean.shape, public=public, **options)
 
 
@@ -55,7 +56,7 @@ def _loss(activation="sigmoid"):
     return models.cross_entropy(models.create("lenet", jax.random.key(0), activation=activation))
 
 
-def _row(name, setting, attack, params, x, y, conditions=Conditions(), **options):
+def _row(name, setting, attack, params, x, y, conditions=NOISELESS, **options):
     """One row; its programs are compiled first, by a run of one iteration."""
 
     def run(attack):

@@ -51,7 +51,7 @@ def _is_product(kernel: np.ndarray, bias: np.ndarray, x: np.ndarray, axis: int) 
     if kernel.shape[2:] != (x.shape[-1], bias.shape[-1]):
         return False
     product = x[..., None] * bias[..., None, :]
-    return np.abs(kernel - product).max() < _AGREE * np.abs(product).max()
+    return bool(np.abs(kernel - product).max() < _AGREE * np.abs(product).max())
 
 
 def exact_input(kernel: Float[Array, "n m"], bias: Float[Array, " m"]) -> Float[Array, " n"]:

@@ -113,7 +113,7 @@ def _is_kernel(gradient: np.ndarray) -> bool:
     change = gradient[:, 1] - gradient[:, 0]
     h = change[..., :1]
     expected = h * (np.eye(1, change.shape[-1], 0) - np.eye(1, change.shape[-1], 1))[0]
-    return np.abs(change - expected).max() < _AGREE * np.abs(h).max()
+    return bool(np.abs(change - expected).max() < _AGREE * np.abs(h).max())
 
 
 def usable(rule: str, head: Head, leak: Leak) -> str:

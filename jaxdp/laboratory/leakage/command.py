@@ -12,7 +12,7 @@ from jaxdp import _validate, atomic, data, models
 from jaxdp import records as results
 from jaxdp.attacks import metrics, public_knowledge
 from jaxdp.laboratory.leakage import forecast, picture, sweep
-from jaxdp.laboratory.leakage.sweep import Model, Settings, break_down
+from jaxdp.laboratory.leakage.sweep import MEANING, Model, Settings, break_down
 from jaxdp.training import resume as resuming
 
 _SHOWN = 5  # images kept in a record
@@ -204,7 +204,8 @@ def _forecasts(model: Model, config: Config) -> dict:
 
 def _report(rows: list[dict], limits: dict, forecasts: dict, criterion: metrics.Criterion) -> str:
     """What is printed."""
-    lines = [table(rows, criterion)]
+    used = dict.fromkeys(row["attack"] for row in rows)
+    lines = [table(rows, criterion), *(f"{name}: {MEANING[name]}" for name in used)]
     for name, limit in limits.items():
         lines.append(
             f"{name}: " + ("no break-down" if limit is None else f"breaks down at sigma = {limit:g}")

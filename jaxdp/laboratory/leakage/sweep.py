@@ -26,6 +26,7 @@ from jaxdp.attacks import (
     evaluate,
     first_layer,
     judge,
+    metrics,
     observe,
     portfolio,
 )
@@ -33,6 +34,13 @@ from jaxdp.attacks.leaks import Loss
 from jaxdp.attacks.portfolio import PLAIN, POSTERIOR, RELU, SIGNAL
 from jaxdp.gradients import convolution
 
+MEANING = {
+    "analytic": "the first layer's input in closed form",
+    "published": "least squares by L-BFGS as published; knows the clip, neither the noise nor other images",
+    "signal": "the same with p - y read off the gradient",
+    "relu": "cosine distance by Adam with smoothed ReLUs",
+    "posterior": "the most probable input; knows the clip, the noise and public images",
+}
 _WINDOW_RATE, _WINDOW_BATCH = 0.1, 32  # SGD between the observations of a window
 
 
@@ -192,6 +200,8 @@ def sweep(
 ) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
     """Attacks every point; yields each row with its reconstructions [victims, *input_shape].
 
+    A batch's gradient does not say which image is which: its images stand in the order that fits the originals.
+
     Raises:
       ValueError: fewer examples than victims.
     """
@@ -218,7 +228,7 @@ def sweep(
             "local_steps": point.leak.local_steps,
         }
         spent = {"seconds": time.perf_counter() - began, "method": method}
-        yield facts | row | spent, np.asarray(found.x).reshape(count, *shape)
+        yield facts | row | spent, metrics.matched(found.x, x).reshape(count, *shape)
 
 
 def break_down(rows: Sequence[dict], attack: str, leak: str = "noised") -> float | None:
