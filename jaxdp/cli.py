@@ -54,7 +54,7 @@ def _parsed(command, name: str, arguments: list[str]):
 def _one_line(box: str) -> str:
     """What a box of the parser says, without the title in its frame."""
     text = " ".join(re.sub("[^ -~]+|-{3,}", " ", box).split())
-    refused = re.search(r"Error parsing [A-Z]\w+: (.*?) For full helptext, ", text)
+    refused = re.search(r"Error parsing [\w.]+: (.*?) For full helptext, ", text)
     if refused:
         return refused[1]
     text = re.sub(r"^(.+?) (?=\1\b)", "", text, flags=re.I)

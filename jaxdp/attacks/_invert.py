@@ -25,6 +25,7 @@ def invert(
     *,
     input_shape: tuple[int, ...],
     classes: int | None = None,
+    head: Head | None = None,
     leak: Leak = RAW,
     conditions: Conditions = NOISELESS,
     given_labels: Array | np.ndarray | None = None,
@@ -46,6 +47,7 @@ def invert(
       gradient: what leaked, a pytree like `params`.
       input_shape: shape of one input.
       classes: number of labels; None to read it off the last layer.
+      head: the last layer; None to have it found.
       leak: the leak point: batch size, clip, window, local steps.
       conditions: the noise's standard deviation, the clip bound, the learning rate.
       given_labels: the labels [B], where they are known; None to infer them.
@@ -69,7 +71,7 @@ def invert(
     if leak.single and leak.clip in ("none", "flat") and not noisy:
         leak, victims = replace(leak, clip="flat"), portfolio.bounded_by_themselves(victims)
     network = first_network(victims, leak)
-    head = _head(loss_fn, network, input_shape)
+    head = head or _head(loss_fn, network, input_shape)
     classes = head.classes if head and not classes else classes
     if classes is None:
         raise ValueError("classes=None: the loss shows no last layer to read it off; say it")

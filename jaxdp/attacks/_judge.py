@@ -1,7 +1,6 @@
 """How well an attack went, and who knew what."""
 
 import math
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import jax
@@ -16,36 +15,17 @@ from jaxdp.attacks.leaks import NOISELESS, Conditions, Leak, observe
 from jaxdp.attacks.public import Setting
 
 
-@dataclass(frozen=True, kw_only=True)
-class Knowledge:
-    """What the attacker is granted, declared beside every figure.
+def knowledge(leak: Leak, attack: Attack, conditions: Conditions = NOISELESS) -> dict[str, Any]:
+    """What the attacker is granted and uses, to be declared beside every figure.
 
-    Attributes:
-      model: architecture and parameters at the leak.
-      clip: the clip rule and its bound, or that it is not modelled.
-      noise: the noise's standard deviation per coordinate, or that it is not modelled.
-      batch_size: B.
-      labels: given, or by which rule inferred.
-      prior: what is known of inputs.
-      window: observations of the same batch.
-      local_steps: steps before the update leaked.
+    Args:
+      leak: what leaked.
+      attack: how it is attacked.
+      conditions: of the leak.
+
+    Returns:
+      By name: what is known of the model, the clip, the noise, the labels and of inputs, and the leak's shape.
     """
-
-    model: str
-    clip: str
-    noise: str
-    batch_size: int
-    labels: str
-    prior: str
-    window: int
-    local_steps: int
-
-    def __str__(self) -> str:
-        return "; ".join(f"{name.replace('_', ' ')}: {value}" for name, value in asdict(self).items())
-
-
-def knowledge(leak: Leak, attack: Attack, conditions: Conditions = NOISELESS) -> Knowledge:
-    """What `attack` uses of a leak."""
     noise_std, bound, _ = conditions
     unclipped = leak.clip == "none" or (isinstance(bound, float) and math.isinf(bound))
     modelled = f"{leak.clip}, bound {bound}" if attack.clip_aware else "not modelled"
@@ -53,16 +33,16 @@ def knowledge(leak: Leak, attack: Attack, conditions: Conditions = NOISELESS) ->
     box = "[0, 1] box" if attack.box else "no box"
     smooth = f", total variation {attack.tv}" if attack.tv else ""
     gaussian = ", Gaussian from public inputs" if attack.prior == "gaussian" else ""
-    return Knowledge(
-        model="architecture and parameters at the leak",
-        clip="none" if unclipped else modelled,
-        noise=f"standard deviation {noise_std}" if uses_noise else "not modelled",
-        batch_size=leak.batch_size,
-        labels="given" if attack.labels == "known" else f"inferred by {attack.labels}",
-        prior=box + smooth + gaussian,
-        window=leak.window,
-        local_steps=leak.local_steps,
-    )
+    return {
+        "model": "architecture and parameters at the leak",
+        "clip": "none" if unclipped else modelled,
+        "noise": f"standard deviation {noise_std}" if uses_noise else "not modelled",
+        "batch_size": leak.batch_size,
+        "labels": "given" if attack.labels == "known" else f"inferred by {attack.labels}",
+        "prior": box + smooth + gaussian,
+        "window": leak.window,
+        "local_steps": leak.local_steps,
+    }
 
 
 def judge(
@@ -149,4 +129,4 @@ def evaluate(
     setting, attack = fitted(setting, attack, first_network(victims, setting.leak))
     result = invert_many(setting, attack, victims, start_key, lanes=lanes, progress=progress)
     row = judge(result, x, y, np.asarray(setting.known.mean))
-    return row | {"knowledge": asdict(knowledge(setting.leak, attack, conditions))}, result
+    return row | {"knowledge": knowledge(setting.leak, attack, conditions)}, result

@@ -68,8 +68,9 @@ def probe(loss_fn: Loss, params: PyTree, input_shape: tuple[int, ...]) -> tuple[
 def find_head(loss_fn: Loss, params: PyTree, input_shape: tuple[int, ...]) -> Head:
     """Finds the last layer: the bias whose gradient is p - y, the kernel whose gradient is h (p - y)^T.
 
-    From label 0 to label 1 only these change by e_0 - e_1, whatever the network's p; hidden layers as wide as
-    the classes do not.  Where several leaves pass, as two kernels that add up to the logits do, each serves.
+    From label 0 to label 1 these change by e_0 - e_1 and h (e_0 - e_1)^T, whatever the network's p, and p adds
+    up to 1; hidden layers as wide as the classes do not.  Where several leaves pass, as two kernels that add up
+    to the logits do, each serves.
 
     Args:
       loss_fn: a cross-entropy `(params, (x, y)) -> scalar`.
@@ -107,13 +108,15 @@ def _is_bias(gradient: np.ndarray) -> bool:
 
 
 def _is_kernel(gradient: np.ndarray) -> bool:
-    """Whether gradients [probes, 2, ..., classes] change by h (e_0 - e_1)^T from label 0 to label 1."""
-    if gradient.shape[-1] < 2:
+    """Whether gradients [probes, 2, ..., classes] are h (p - y)^T."""
+    gradient = gradient.reshape(*gradient.shape[:2], -1, gradient.shape[-1])
+    h = gradient[:, 1, :, 0] - gradient[:, 0, :, 0]
+    length = np.square(h).sum(-1)
+    if not length.min() > 0:
         return False
-    change = gradient[:, 1] - gradient[:, 0]
-    h = change[..., :1]
-    expected = h * (np.eye(1, change.shape[-1], 0) - np.eye(1, change.shape[-1], 1))[0]
-    return bool(np.abs(change - expected).max() < _AGREE * np.abs(h).max())
+    signal = np.einsum("pf,plfc->plc", h, gradient) / length[:, None, None]
+    product = h[:, None, :, None] * signal[:, :, None]
+    return _is_bias(signal) and bool(np.abs(gradient - product).max() < _AGREE * np.abs(gradient).max())
 
 
 def usable(rule: str, head: Head, leak: Leak) -> str:

@@ -11,13 +11,16 @@ from attacked_network import (
     CLASSES,
     PARAMS,
     PUBLIC,
+    SHAPE,
     errors,
+    images,
     invert,
     leaked,
     loss_fn,
     setting,
 )
 
+from jaxdp import attacks
 from jaxdp.attacks import (
     Attack,
     Leak,

@@ -1,12 +1,15 @@
 """The attack command around the attack itself: settings, table, break-down, figure, records, checkpoints."""
 
+import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 
 from jaxdp import atomic, cli
 from jaxdp import records as results
+from jaxdp.attacks import Leak, Reconstruction, evaluate
 from jaxdp.intervals import wilson
 from jaxdp.laboratory.leakage import command as attack
 from jaxdp.laboratory.leakage import picture, sweep
@@ -47,6 +50,33 @@ def test_every_leak_point_is_tried_at_every_sigma(model):
     for name in ("raw", "clipped"):
         assert {m for n, _, m in points if n == name} == {"published", "signal", "relu"}
     assert ("update", 0.0, "published") in points
+
+
+def test_every_attack_is_explained(model):
+    assert {"analytic", *sweep.attacks(model)} == set(sweep.MEANING)
+
+
+def test_images_of_a_batch_stand_in_the_order_of_the_originals(model, monkeypatch):
+    def reversed_batches(setting, method, params, x, y, key, conditions, progress):
+        empty = np.zeros(len(x))
+        return {}, Reconstruction(x[:, ::-1], y[:, ::-1], empty, empty, empty)
+
+    monkeypatch.setattr(sweep, "evaluate", reversed_batches)
+    for _, found in sweep.sweep(model, CONFIG.settings):
+        np.testing.assert_array_equal(found, model.x[:4])
+
+
+@pytest.mark.parametrize("name", ["published", "signal"])
+def test_a_network_without_biases_is_attacked_by_another_label_rule(name):
+    target = attack.Target(image_size=12, model="cnn")
+    network = attack.load(target, CONFIG.settings)[0]
+    method = dataclasses.replace(sweep.attacks(network)[name], iterations=2)
+    x, y = network.x[:3, None], network.y[:3, None]
+    row, found = evaluate(
+        network.setting(Leak(clip="flat")), method, network.params, x, y, jax.random.key(0), lanes=3
+    )
+    np.testing.assert_array_equal(found.labels, y)
+    assert row["knowledge"]["labels"] == "inferred by column_norm"
 
 
 def test_break_down_is_the_first_sigma_below_half(model):

@@ -189,7 +189,7 @@ class Bench:
             attack=" or ".join(f"{a.solver} {a.objective}" for a in attacks)
             + (", best by the posterior" if len(attacks) > 1 else ""),
             noise_std=std,
-            knowledge=dataclasses.asdict(known),
+            knowledge=known,
             metrics={
                 **row,
                 "success": row["recognisable"],
