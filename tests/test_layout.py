@@ -67,7 +67,9 @@ def test_a_part_imports_what_is_below_it(part):
     for name, path in MODULES.items():
         if within(name, part):
             for found in imports(path, top=False):
-                assert within(found, part) or any(within(found, a) for a in allowed), f"{name} imports {found}"
+                assert within(found, part) or any(within(found, a) for a in allowed), (
+                    f"{name} imports {found}"
+                )
 
 
 def test_no_circle():

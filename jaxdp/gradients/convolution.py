@@ -182,3 +182,8 @@ def with_patches(function):
         return jax.tree.unflatten(jax.tree.structure(out), outputs)
 
     return rewritten
+
+
+def fast(function):
+    """`function` with its convolutions in the form that this device runs fast (see `uses_patches`)."""
+    return with_patches(function) if uses_patches("auto") else function
