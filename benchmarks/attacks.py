@@ -20,8 +20,8 @@ import optax
 from benchmarks import forecasts
 from jaxdp import atomic, data, models
 from jaxdp import records as results
-from jaxdp.attacks import Attack, Leak, public_knowledge
-from jaxdp.attacks import judge as evaluation
+from jaxdp.attacks import Attack, Conditions, Leak, Setting, evaluate, public_knowledge
+from jaxdp.attacks.leaks import NOISELESS, RAW
 from jaxdp.attacks.portfolio import PLAIN, POSTERIOR, RELU, SIGNAL, SMOOTH
 from jaxdp.gradients import convolution
 from jaxdp.laboratory.leakage.sweep import Model, trajectory
@@ -48,17 +48,19 @@ def _networks(count, **options):
     return jax.tree.map(lambda *leaves: np.stack(leaves), *nets)
 
 
+def _setting(loss_fn, public, leak=RAW, **options):
+    return Setting(loss_fn=loss_fn, leak=leak, input_shape=public.mean.shape, public=public, **options)
+
+
 def _loss(activation="sigmoid"):
     return models.cross_entropy(models.create("lenet", jax.random.key(0), activation=activation))
 
 
-def _row(name, loss_fn, leak, attack, params, x, y, public, **options):
+def _row(name, setting, attack, params, x, y, conditions=NOISELESS, **options):
     """One row; its programs are compiled first, by a run of one iteration."""
 
     def run(attack):
-        return evaluation.evaluate(
-            loss_fn, leak, attack, params, x, y, jax.random.key(1), public=public, **options
-        )
+        return evaluate(setting, attack, params, x, y, jax.random.key(1), conditions, **options)
 
     began = time.perf_counter()
     run(replace(attack, iterations=1))
@@ -94,7 +96,7 @@ def undefended(victims: int = 64) -> list[dict]:
             params = _networks(victims, activation=activation, initialization=initialization)
             for name, attack in attacks.items():
                 title = f"{activation} {initialization}: {name}"
-                rows.append(_row(title, loss_fn, Leak(), attack, params, x, y, public, own_params=True))
+                rows.append(_row(title, _setting(loss_fn, public), attack, params, x, y, own_params=True))
     return rows
 
 
@@ -109,10 +111,8 @@ def batches(victims: int = 8) -> list[dict]:
         for name, prior, start in (("plain", "none", "uniform"), ("learned prior", "gaussian", "mean")):
             if name == "plain" or size >= 8:
                 attack = Attack(start=start, prior=prior, iterations=1200 if name == "plain" else 600)
-                title, leak = f"B = {size}: {name}", Leak(batch_size=size)
-                rows.append(
-                    _row(title, loss_fn, leak, attack, params, x, y, public, own_params=True, lanes=count)
-                )
+                title, setting = f"B = {size}: {name}", _setting(loss_fn, public, Leak(batch_size=size))
+                rows.append(_row(title, setting, attack, params, x, y, own_params=True, lanes=count))
     return rows
 
 
@@ -127,10 +127,11 @@ def noise(victims: int = 32) -> list[dict]:
         # The clip of bound 1 is active for every victim here, so the gradient's norm is 1.
         std = relative / size**0.5
         for name, attack in attacks.items():
-            row = _row(
-                f"noise / gradient {relative:g}: {name}", loss_fn, Leak(clip="flat"), attack, net.params,
-                x, y, public, noise_std=std, bound=1.0,
-            )  # fmt: skip
+            title, setting = (
+                f"noise / gradient {relative:g}: {name}",
+                _setting(loss_fn, public, Leak(clip="flat")),
+            )
+            row = _row(title, setting, attack, net.params, x, y, Conditions(std, bound=1.0))
             rows.append(row | {"relative_noise": relative, "noise_std": std})
     return rows
 
@@ -147,7 +148,8 @@ def clipping(victims: int = 32) -> list[dict]:
             attacks["signal"] = SIGNAL
         for name, attack in attacks.items():
             title = f"{clip}, bound 0.1, {name}"
-            rows.append(_row(title, loss_fn, Leak(clip=clip), attack, net.params, x, y, public, bound=0.1))
+            setting = _setting(loss_fn, public, Leak(clip=clip))
+            rows.append(_row(title, setting, attack, net.params, x, y, Conditions(bound=0.1)))
     return rows
 
 
@@ -187,7 +189,7 @@ def training(victims: int = 32) -> list[dict]:
             accuracy = float((logits.argmax(-1) == dataset.test_y).mean())
             for name, attack in attacks.items():
                 title = f"step {step}, accuracy {accuracy:.3f}: {name}"
-                row = _row(title, loss_fn, Leak(), attack, params, x, y, public)
+                row = _row(title, _setting(loss_fn, public), attack, params, x, y)
                 rows.append(row | {"step": step, "accuracy": accuracy})
     return rows
 
@@ -201,7 +203,7 @@ def throughput() -> list[dict]:
         x, y = _victims(dataset, victims)
         params = _networks(victims, initialization="uniform")
         title = f"{victims} victims"
-        rows.append(_row(title, loss_fn, Leak(), fast, params, x, y, public, own_params=True))
+        rows.append(_row(title, _setting(loss_fn, public), fast, params, x, y, own_params=True))
     return rows
 
 
@@ -224,14 +226,11 @@ def windows(victims: int = 16) -> list[dict]:
             attack = replace(POSTERIOR, iterations=200)
             leak = Leak(clip="flat", window=steps)
             title = f"window {steps}, sigma to 0.01, {shape}: learned prior"
-            row = _row(
-                title, loss_fn, leak, attack, path, x, y, public,
-                noise_std=std if steps > 1 else std[:, 0],
-            )  # fmt: skip
+            row = _row(title, _setting(loss_fn, public, leak), attack, path, x, y, Conditions(std))
             rows.append(row | {"window": steps})
     for steps in (2, 4):
-        leak, attack = Leak(local_steps=steps), replace(PLAIN, start="constant")
-        rows.append(_row(f"update after {steps} steps", loss_fn, leak, attack, net.params, x, y, public))
+        setting, attack = _setting(loss_fn, public, Leak(local_steps=steps)), replace(PLAIN, start="constant")
+        rows.append(_row(f"update after {steps} steps", setting, attack, net.params, x, y))
     return rows
 
 
@@ -252,10 +251,9 @@ def tabular(victims: int = 64) -> list[dict]:
             (1e-2, "learned prior", POSTERIOR),
             (1e-1, "learned prior", POSTERIOR),
         ):
-            leak, title = Leak(clip="flat", batch_size=size), f"B = {size}, sigma {sigma:g}: {name}"
-            row = _row(
-                title, loss_fn, leak, attack, net.params, x, y, public, noise_std=sigma / size, classes=2
-            )
+            setting = _setting(loss_fn, public, Leak(clip="flat", batch_size=size), classes=2)
+            title = f"B = {size}, sigma {sigma:g}: {name}"
+            row = _row(title, setting, attack, net.params, x, y, Conditions(sigma / size))
             rows.append(row | {"sigma": sigma})
     return rows
 

@@ -6,9 +6,8 @@ import numpy as np
 
 from jaxdp import data, models, schedules
 from jaxdp.accounting import reconstruction
-from jaxdp.attacks import Leak, public_knowledge
+from jaxdp.attacks import Conditions, Leak, evaluate, public_knowledge
 from jaxdp.attacks import candidates as hypotheses
-from jaxdp.attacks import judge as evaluation
 from jaxdp.attacks.portfolio import POSTERIOR
 from jaxdp.intervals import success_rate
 from jaxdp.laboratory.leakage import forecast
@@ -73,12 +72,10 @@ def risk() -> list[dict]:
     model, sigmas = _model(), (1e-4, 1e-3, 1e-2, 3e-2, 0.1, 1.0)
     expected = forecast.errors(model, sigmas, bound=1.0, victims=8) or []
     x, y = np.asarray(model.x[:16])[:, None], np.asarray(model.y[:16])[:, None]
-    rows = []
+    setting, rows = model.setting(Leak(clip="flat")), []
     for guess in expected:
-        row, _ = evaluation.evaluate(
-            model.loss_fn, Leak(clip="flat"), POSTERIOR, model.params, x, y, jax.random.key(1),
-            noise_std=guess["sigma"], public=model.public,
-        )  # fmt: skip
+        conditions = Conditions(guess["sigma"])
+        row, _ = evaluate(setting, POSTERIOR, model.params, x, y, jax.random.key(1), conditions)
         print(
             f"sigma {guess['sigma']:g}: expected {guess['rmse']:.4f}, measured {row['rmse']:.4f}", flush=True
         )

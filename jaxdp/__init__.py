@@ -23,8 +23,8 @@ from jaxdp import clipping as clipping
 from jaxdp import gradients as gradients
 from jaxdp import sampling as sampling
 from jaxdp import schedules as schedules
-from jaxdp._privatize import find_state as find_state
 from jaxdp._privatize import privatize as privatize
+from jaxdp._privatize import privatize_state as privatize_state
 from jaxdp.accounting import Claim as Claim
 from jaxdp.calibration import calibrate as calibrate
 from jaxdp.clipping import clipped_gradients as clipped_gradients

@@ -1,24 +1,21 @@
 """Clip, sum, add noise, divide: the one place where gradients become private."""
 
+import concurrent.futures
 import math
-import os
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
+import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jax.interpreters import mlir
+from jaxtyping import Array, Float, Int, PyTree, UInt32
 
-from jaxdp import _validate, gradients, schedules
+from jaxdp import _updates, _validate, schedules
 from jaxdp.clipping import ClippedSum, Clipper
-from jaxdp.noise import noise_like
+from jaxdp.noise import entropy_key, noise_like
 from jaxdp.schedules import Schedule
-
-
-def entropy_key() -> Array:
-    """A key from the operating system's entropy: all 64 bits of a threefry key."""
-    return jax.random.wrap_key_data(jnp.asarray(np.frombuffer(os.urandom(8), np.uint32)), impl="threefry2x32")
 
 
 @runtime_checkable
@@ -41,7 +38,8 @@ class PrivatizeState(NamedTuple):
 
     Attributes:
       step: the number of updates made, which is also the t of sigma(t) and C(t).
-      key: the secret from which the noise of every step is derived; never advanced.
+      key: the secret from which the noise of every step is derived, as `jax.random.key_data`: plain words that
+        any serialiser can write.  Never advanced.
       clip: the clipper's own state.
       noise: the state of the policy that chooses the noise multiplier; () where none does.
       examples: of the last step, the number of examples that counted.
@@ -110,35 +108,35 @@ def privatize(
         )
     _validate.positive(expected_batch_size=expected_batch_size)
     start, choose = _chooser(clipper, noise_multiplier)
+    implementation = "threefry2x32" if key is None else jax.random.key_impl(key)
 
     def init_fn(params):
-        if key is None and any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(params)):
-            raise ValueError(
-                "key=None: under jit or vmap one key would serve every call and every member; call init "
-                "outside of them, or give privatize a key"
-            )
-        zero = jnp.zeros((), jnp.int32)
+        _updates.check_parameters(params)
+        # No two leaves share a buffer, nor any with the caller's key: the state may be donated.
         return PrivatizeState(
-            step=zero,
-            key=entropy_key() if key is None else key,
+            step=jnp.zeros((), jnp.int32),
+            key=_fresh_key() if key is None else jnp.array(jax.random.key_data(key), copy=True),
             clip=clipper.init(params),
             noise=start(),
-            examples=zero,
-            clipped=zero,
-            nonfinite=zero,
+            examples=jnp.zeros((), jnp.int32),
+            clipped=jnp.zeros((), jnp.int32),
+            nonfinite=jnp.zeros((), jnp.int32),
         )
 
     def update_fn(updates, state, params=None, *, mask=None, **extra):
+        _updates.check(updates, params)
         summed = updates
         if not isinstance(updates, ClippedSum):
-            mask = jnp.ones(gradients.batch_size(updates), bool) if mask is None else mask
             summed = clipper.clip(updates, state.clip, state.step, mask)
-        gradient_key, clipper_key = jax.random.split(jax.random.fold_in(state.key, state.step))
+        gradient_key, clipper_key = jax.random.split(
+            jax.random.fold_in(_as_key(state.key, implementation), state.step)
+        )
         total = summed.gradients
         noise, multiplier = choose(state)
         if multiplier is not None:
-            std = clipper.gradient_noise(multiplier) * clipper.noise_scale(summed, state.clip, state.step)
-            std = jnp.where(_as_noised_for(clipper, summed, state), std, jnp.nan)
+            std = _gradient_noise(clipper, multiplier, state.step)
+            std = std * clipper.noise_scale(summed, state.clip, state.step)
+            std = jnp.where(_updates.are_noised_for(clipper, summed, state), std, jnp.nan)
             total = jax.tree.map(lambda s, z: s + std * z, total, noise_like(gradient_key, total))
         like = total if params is None else params
         noised = jax.tree.map(lambda s, p: (s / expected_batch_size).astype(p.dtype), total, like)
@@ -153,6 +151,24 @@ def privatize(
         )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def privatize_state(opt_state: Any) -> PrivatizeState:
+    """The state of `privatize` in the state of any optimizer that holds it, however it was wrapped.
+
+    Args:
+      opt_state: of `optax.chain`, `inject_hyperparams` and others, or an `nnx.Optimizer`.
+
+    Raises:
+      ValueError: it holds none, or several.
+    """
+    opt_state = getattr(opt_state, "opt_state", opt_state)
+    is_state = lambda x: isinstance(x, PrivatizeState)  # noqa: E731
+    found = [leaf for leaf in jax.tree.leaves(opt_state, is_leaf=is_state) if is_state(leaf)]
+    if len(found) != 1:
+        raise ValueError(f"opt_state: holds {len(found)} states of privatize; must hold one")
+    is_variable = lambda x: hasattr(x, "get_value")  # of nnx, around every array  # noqa: E731
+    return jax.tree.map(lambda x: x.get_value() if is_variable(x) else x, found[0], is_leaf=is_variable)
 
 
 def _chooser(clipper: Clipper, noise_multiplier: float | Schedule | NoisePolicy):
@@ -172,31 +188,61 @@ def _chooser(clipper: Clipper, noise_multiplier: float | Schedule | NoisePolicy)
     if callable(noise_multiplier):
         schedule = noise_multiplier
         return tuple, lambda state: (state.noise, schedule(state.step))
+    traced = isinstance(noise_multiplier, jax.core.Tracer)
+    if traced or not (math.isfinite(noise_multiplier) and noise_multiplier >= 0):
+        raise ValueError(f"noise_multiplier={noise_multiplier}: must be finite and >= 0, or a schedule")
     if noise_multiplier == 0:
         return tuple, lambda state: (state.noise, None)
-    if not (math.isfinite(noise_multiplier) and noise_multiplier > 0):
-        raise ValueError(f"noise_multiplier={noise_multiplier}: must be finite and >= 0, or a schedule")
     clipper.check([noise_multiplier])
     constant = schedules.constant(noise_multiplier)
     return tuple, lambda state: (state.noise, constant(state.step))
 
 
-def _as_noised_for(clipper: Clipper, summed: ClippedSum, state: PrivatizeState) -> Bool[Array, ""] | bool:
-    """Whether a sum has the sensitivity that its noise is made for; true where it does not say."""
-    if clipper.sensitivity is None or isinstance(summed.sensitivity, tuple):
-        return True
-    own = clipper.sensitivity(state.clip, state.step)
-    return jnp.abs(summed.sensitivity - own) <= 1e-5 * own
-
-
-def find_state(opt_state: PyTree) -> PrivatizeState:
-    """The state of `privatize` in the state of the optimizer that it is a part of.
+def _gradient_noise(clipper: Clipper, multiplier: Any, step: Any) -> Array:
+    """Returns the gradient's own noise multiplier; not a number where the clipper leaves none.
 
     Raises:
-      ValueError: there is none, or more than one.
+      ValueError: the same, where both are known.
     """
-    is_state = lambda x: isinstance(x, PrivatizeState)  # noqa: E731
-    found = [x for x in jax.tree.leaves(opt_state, is_leaf=is_state) if is_state(x)]
-    if len(found) != 1:
-        raise ValueError(f"opt_state: holds {len(found)} states of privatize; needs the one of its chain")
-    return found[0]
+    bounded = clipper.noise_multiplier_limit < math.inf
+    if bounded and not any(isinstance(x, jax.core.Tracer) for x in (multiplier, step)):
+        clipper.check([float(multiplier)], int(step))
+    return clipper.gradient_noise(multiplier)
+
+
+def _as_key(key: Array, implementation: Any) -> Array:
+    """Returns the key of a state, whose words may be bare."""
+    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        return key
+    return jax.random.wrap_key_data(key, impl=implementation)
+
+
+# Stands where the key would be drawn while something is traced: it has a shape, so that `jax.eval_shape` works,
+# and refuses to be compiled or evaluated.
+_traced_key = jax.extend.core.Primitive("entropy_key_under_a_trace")
+
+
+def _refuse(*arguments: Any) -> Any:
+    raise ValueError(
+        "key=None: under jit, vmap or scan one key would serve every call and every member; call init outside "
+        "of them, or give privatize a key"
+    )
+
+
+_traced_key.def_impl(_refuse)
+_traced_key.def_abstract_eval(lambda: jax.core.ShapedArray((2,), jnp.uint32))
+mlir.register_lowering(_traced_key, _refuse)
+
+
+def _trace_state() -> Any:
+    return jax.extend.core.get_opaque_trace_state(convention="nnx")
+
+
+with concurrent.futures.ThreadPoolExecutor(1) as _thread:
+    _NO_TRACE = _thread.submit(_trace_state).result()  # a new thread traces nothing, whatever imports this
+
+
+def _fresh_key() -> UInt32[Array, "2"]:
+    """Returns the words of a key from entropy, where no trace is under way."""
+    outside = _trace_state() == _NO_TRACE
+    return jax.random.key_data(entropy_key()) if outside else _traced_key.bind()

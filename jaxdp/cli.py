@@ -39,23 +39,29 @@ def _usage() -> str:
     return f"usage: jaxdp COMMAND [options]\n\n{rows}\n\njaxdp COMMAND --help lists a command's options."
 
 
-def _parsed(command: Any, name: str, arguments: list[str]) -> Any:
-    """The command's configuration; what the parser prints of an error becomes one line of a ValueError."""
+def _configured(command: Any, name: str, arguments: list[str]) -> Any:
+    """The command's configuration; what is not given is as in the run that goes on, if one does."""
+    config = _parsed(command, name, arguments, None)
+    begun = command.begun(config) if hasattr(command, "begun") else None
+    return config if begun is None else _parsed(command, name, arguments, begun)
+
+
+def _parsed(command: Any, name: str, arguments: list[str], default: Any) -> Any:
+    """What the arguments say; what the parser prints of an error becomes one line of a ValueError."""
     import tyro
 
+    given = {} if default is None else {"default": default}
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
             config = tyro.cli(
-                command.Config, prog=f"jaxdp {name}", description=command.__doc__, args=arguments
+                command.Config, prog=f"jaxdp {name}", description=command.__doc__, args=arguments, **given
             )
     except SystemExit as stop:
         if not stop.code:
             raise
         cause = stop.__context__
-        if cause and isinstance(
-            getattr(cause, "arg", None), str
-        ):  # the parser's, of a group within the configuration
+        if cause and isinstance(getattr(cause, "arg", None), str):  # the parser's, of a group of options
             cause = cause.__context__
         if isinstance(cause, ValueError):  # the configuration's own refusal
             raise cause from None
@@ -81,8 +87,8 @@ def _refuse_large(config: Any) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command.
 
-    A command is a module with `Config`, `run(config)` and perhaps `interrupted(config)`, which says how to go
-    on after Ctrl-C, as the text of a KeyboardInterrupt may.
+    A command is a module with `Config`, `run(config)` and perhaps `begun(config)`, whose options stand for
+    those that are not given.  The text of a KeyboardInterrupt says how to go on.
 
     Returns:
       0; what the command found wrong (1); 2 after one line on stderr where the input was refused; 130 after one
@@ -99,20 +105,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         print(f"jaxdp: command={name!r}: unknown; choose from {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
-    command = config = None
     try:
         malloc.keep_freed_memory()
         command = importlib.import_module(_MODULES.get(name, f"jaxdp.commands.{name}"))
-        config = _parsed(command, name, rest)
-        return command.run(config) or 0
+        return command.run(_configured(command, name, rest)) or 0
     except (ValueError, OSError, OverflowError, MemoryError) as error:
         print(f"jaxdp {name}: {_in_one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as interrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         advice = str(interrupt)
-        if not advice and config is not None and hasattr(command, "interrupted"):
-            advice = command.interrupted(config)
         below = "\n" * sys.stderr.isatty()  # of ^C and a progress bar
         print(f"{below}jaxdp {name}: interrupted{advice and '; '}{advice}", file=sys.stderr)
         return 130

@@ -1,6 +1,7 @@
 """Standard normal noise, drawn once a step for all parameters together."""
 
 import math
+import os
 
 import jax
 import jax.extend.random
@@ -21,6 +22,11 @@ _TAIL = (
 VERSION = 2  # of what a key gives: a run that began with another goes on with new keys
 _REFINED = 16  # of the 2^31 magnitudes, the outermost
 _ROUNDED = 64  # numbers are drawn by as many: XLA on CPUs takes six times as long over arrays of odd size
+
+
+def entropy_key() -> Array:
+    """A key from the operating system's entropy: all 64 bits of a threefry key."""
+    return jax.random.wrap_key_data(jnp.asarray(np.frombuffer(os.urandom(8), np.uint32)), impl="threefry2x32")
 
 
 def standard_normal(key: Array, shape: tuple[int, ...]) -> Float[Array, "..."]:
@@ -69,7 +75,14 @@ def _two_sided_quantile(tail: Float[Array, "..."]) -> Float[Array, "..."]:
 
 
 def noise_like(key: Array, tree: PyTree) -> PyTree:
-    """Standard normal noise in the shape of `tree`, at least float32: one draw, cut into the leaves."""
+    """Standard normal noise in the shape of `tree`, at least float32: one draw, cut into the leaves.
+
+    Raises:
+      ValueError: a leaf that is not of real floats: the others would take noise of its type.
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise ValueError(f"tree{jax.tree_util.keystr(path)}={leaf.dtype}: must be real floats")
     leaves, structure = jax.tree.flatten(tree)
     sizes = [math.prod(leaf.shape) for leaf in leaves]
     dtype = jnp.promote_types(jnp.result_type(*leaves), jnp.float32)

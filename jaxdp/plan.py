@@ -20,8 +20,7 @@ import optax
 from jaxtyping import Array, Float, PyTree
 
 from jaxdp import _validate, schedules
-from jaxdp._privatize import find_state, privatize
-from jaxdp.accounting.events import to_event
+from jaxdp._privatize import privatize, privatize_state
 from jaxdp.accounting.ledger import Entry, Filter, Ledger, Sampling, run_lengths
 from jaxdp.adaptive_noise import Adaptive, Following
 from jaxdp.clipping import Clipper, clipped_gradients
@@ -171,7 +170,7 @@ class Plan:
         summed = clipped_gradients(loss_fn, self.clipper, microbatch_size=microbatch_size)
 
         def gradient(params: PyTree, opt_state: PyTree, batch: PyTree, mask: Array | None = None):
-            state = find_state(opt_state)
+            state = privatize_state(opt_state)
             return summed(params, batch, mask, state.clip, state.step)
 
         return gradient
@@ -214,7 +213,7 @@ class Plan:
         if self.policy is not None:
             if state is None:
                 raise ValueError("state=None: the noise multipliers of an adaptive schedule are read from it")
-            sigmas, filter = self.policy.used(find_state(state).noise, start, stop), self.policy.filter
+            sigmas, filter = self.policy.used(privatize_state(state).noise, start, stop), self.policy.filter
             lengths = run_lengths(sigmas)
         else:
             lengths = self._run_lengths(start, stop)
@@ -254,7 +253,9 @@ class Plan:
 
     def event(self) -> Any:
         """The whole run as a `dp_accounting.DpEvent`, for any accountant of that library."""
-        return to_event(self.ledger())
+        from jaxdp.accounting import events  # dp_accounting takes half a second to load
+
+        return events.to_event(self.ledger())
 
     @property
     def filter(self) -> Filter | None:

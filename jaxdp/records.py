@@ -14,7 +14,6 @@ import functools
 import hashlib
 import json
 import math
-import os
 import pathlib
 import types
 from collections.abc import Mapping
@@ -155,7 +154,7 @@ class Train(Record):
       privacy: the claim, or that there is none.
       metrics: what came out; more are kept, such as peak memory in bytes (`peak_memory`).
       curves: lists of equal length (None where there is none): step, epsilon, noise_multiplier, test_accuracy.
-      run: the run's own name, the same in the record of every stretch of it (`run_name`).
+      run: the run's own name, the same in the record of every stretch of it.
       ledger: the privacy spent, as `Ledger.to_json` writes it; epsilon is checked against it on reading.
     """
 
@@ -195,14 +194,6 @@ def train_record(**fields: Any) -> dict[str, Any]:
       ValueError: a field that is missing or has no sense.
     """
     return made("train", **fields)
-
-
-def run_name(folder: pathlib.Path) -> str:
-    """The name of the run in a folder, made where there is none: stretches of one run are not several runs."""
-    path = pathlib.Path(folder) / "RUN"
-    if not path.exists():
-        atomic.write_text(path, os.urandom(8).hex() + "\n")
-    return path.read_text(encoding="utf-8").strip()
 
 
 def made(kind: str, **fields: Any) -> dict[str, Any]:

@@ -1,18 +1,20 @@
 """The private gradient: against stock Optax, its noise in both directions, keys, traces, microbatches."""
 
 import jax
+import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.interpreters import batching
 from optax import contrib
 from scipy import stats
 
 from jaxdp import clipping, gradients, models, schedules
-from jaxdp._privatize import ClippedSum, entropy_key, privatize
+from jaxdp._privatize import ClippedSum, privatize
 from jaxdp.clipping import clipped_gradients
 from jaxdp.gradients.microbatches import ExampleBytes, automatic_size, example_bytes
-from jaxdp.noise import noise_like
+from jaxdp.noise import entropy_key, noise_like
 from jaxdp.plan import accounted_noise_multipliers
 
 SCHEDULED = ("flat", "automatic", "per_layer", "per_layer_published")
@@ -92,29 +94,65 @@ def test_without_a_key_the_noise_comes_from_entropy():
     assert not np.array_equal(first, second)
 
 
-@pytest.mark.parametrize("transformed", [jax.jit, jax.vmap, lambda init: lambda p: jax.eval_shape(init, p)])
+@pytest.mark.parametrize(
+    "transformed",
+    [
+        lambda init: jax.jit(init)(PARAMS),
+        lambda init: jax.vmap(init)(PARAMS["w"]),
+        lambda init: jax.jit(lambda: init(PARAMS))(),
+        lambda init: jax.vmap(lambda _: init(PARAMS))(jnp.arange(4)),
+        lambda init: jax.lax.scan(lambda carry, _: (carry, init(PARAMS)), 0, None, 2),
+        lambda init: jax.jit(jax.vmap(lambda _: init(PARAMS)))(jnp.arange(4)),
+    ],
+    ids=["jit", "vmap", "closed over in jit", "closed over in vmap", "scan", "jit of vmap"],
+)
 def test_no_key_is_baked_into_a_transformed_init(transformed):
     """One key from entropy, drawn while tracing, would serve every run that calls the compiled init."""
-    with pytest.raises(ValueError, match="key=None: under jit or vmap"):
-        transformed(privatize(clipping.flat(1.0), 1.0, 1.0).init)({"w": jnp.zeros((2, 3))})
-    given = privatize(clipping.flat(1.0), 1.0, 1.0, key=jax.random.key(0))
-    jax.jit(given.init)({"w": jnp.zeros(3)})
+    with pytest.raises(ValueError, match="key=None: under jit, vmap or scan"):
+        transformed(privatize(clipping.flat(1.0), 1.0, 1.0).init)
+    transformed(privatize(clipping.flat(1.0), 1.0, 1.0, key=jax.random.key(0)).init)
+
+
+def test_the_shapes_of_the_state_can_be_asked_for_without_a_key():
+    transform = privatize(clipping.flat(1.0), 1.0, 1.0)
+    shapes, state = jax.eval_shape(transform.init, PARAMS), transform.init(PARAMS)
+    jax.tree.map(lambda s, x: np.testing.assert_equal((s.shape, s.dtype), (x.shape, x.dtype)), shapes, state)
+
+
+@pytest.mark.parametrize("implementation", ["threefry2x32", "rbg"])
+def test_bare_and_typed_keys_in_the_state_draw_what_the_given_key_draws(implementation):
+    key = jax.random.key(3, impl=implementation)
+    transform = privatize(clipping.flat(1.0), 1.0, 4.0, key=key)
+    state, grads = transform.init(PARAMS), some_gradients()
+    assert state.key.dtype == jnp.uint32
+    bare, after = transform.update(grads, state)
+    typed, _ = transform.update(grads, state._replace(key=key))
+    jax.tree.map(np.testing.assert_array_equal, bare, typed)
+    np.testing.assert_array_equal(after.key, jax.random.key_data(key))
+    zeros = jax.tree.map(jnp.zeros_like, grads)
+    noise, _ = transform.update(zeros, state)
+    expected = noise_like(jax.random.split(jax.random.fold_in(key, 0))[0], PARAMS)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(4 * a, b, rtol=1e-6), noise, expected)
 
 
 def test_a_sum_clipped_to_another_bound_is_not_released():
-    """Of another clipper, or of another step: the noise would be too small, so the update is NaN throughout."""
+    """Of another clipper, or of another step: an error where the values are known, else NaN throughout."""
     falling = clipping.flat(schedules.linear(10, start=2.0, end=1.0))
 
-    def update(clip, clip_step, noise_for):
+    def update(clip, clip_step, noise_for, compiled):
         gradient = clipped_gradients(lambda p, x: jnp.sum(x @ p["w"]), clip, microbatch_size=2)
         transform = privatize(noise_for, 1.0, 4.0, key=jax.random.key(0))
         params = {"w": jnp.zeros((3, 2))}
         _, summed = gradient(params, jnp.ones((4, 3)), jnp.ones(4, bool), (), clip_step)
-        return np.asarray(transform.update(summed, transform.init(params), params)[0]["w"])
+        function = jax.jit(transform.update) if compiled else transform.update
+        return np.asarray(function(summed, transform.init(params), params)[0]["w"])
 
-    assert np.isfinite(update(falling, 0, falling)).all()
-    assert np.isnan(update(clipping.flat(10.0), 0, clipping.flat(1.0))).all()
-    assert np.isnan(update(falling, 3, falling)).all()
+    assert np.isfinite(update(falling, 0, falling, compiled=False)).all()
+    assert np.isfinite(update(falling, 0, falling, compiled=True)).all()
+    for clip, step, noise_for in ((clipping.flat(10.0), 0, clipping.flat(1.0)), (falling, 3, falling)):
+        assert np.isnan(update(clip, step, noise_for, compiled=True)).all()
+        with pytest.raises(ValueError, match=r"sensitivity=.*clipped to another bound"):
+            update(clip, step, noise_for, compiled=False)
 
 
 def test_divides_by_the_expected_batch_size_whatever_the_batch():
@@ -192,16 +230,16 @@ def test_automatic_microbatch_is_bounded(field, budget):
 
 
 def test_a_batching_rule_that_unrolls_does_not_stop_the_choice():
-    @jax.custom_batching.custom_vmap
-    def double(x):
-        return 2 * x
+    double = jax.extend.core.Primitive("double")
+    double.def_abstract_eval(lambda x: x)
 
-    @double.def_vmap
-    def rule(axis_size, in_batched, x):
-        return jnp.stack([2 * x[i] for i in range(axis_size)]), True
+    def one_by_one(arguments, dims):
+        return jnp.stack([double.bind(x) for x in jnp.moveaxis(arguments[0], dims[0], 0)]), 0
+
+    batching.primitive_batchers[double] = one_by_one
 
     def loss_fn(params, x):
-        return (double(x) @ params["w"]).sum()
+        return (double.bind(x) @ params["w"]).sum()
 
     found = example_bytes(gradients.per_example(loss_fn), {"w": jnp.ones((10, 5))}, jnp.ones((6, 10)))
     assert found.largest >= 40

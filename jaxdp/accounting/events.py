@@ -6,7 +6,7 @@ import numpy as np
 from jaxdp.accounting.ledger import Ledger, epoch_minima
 
 
-def to_event(ledger: Ledger) -> dp.DpEvent:
+def to_event(ledger: Ledger) -> dp.ComposedDpEvent:
     """The ledger as a `dp_accounting.DpEvent`, equal noise multipliers of an entry grouped.
 
     The noise multipliers are for add/remove-one (or zero-out) adjacency.  Shuffled batches become one
@@ -25,7 +25,7 @@ def to_event(ledger: Ledger) -> dp.DpEvent:
     return event_of(ledger)
 
 
-def event_of(ledger: Ledger) -> dp.DpEvent:
+def event_of(ledger: Ledger) -> dp.ComposedDpEvent:
     """As `to_event`, of noise multipliers that may be nominal."""
     events: list[dp.DpEvent] = []
     for entry in ledger.entries:

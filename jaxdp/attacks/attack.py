@@ -1,25 +1,25 @@
 """An attack as plain choices, and the minimisation they make of one leaked observation."""
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
+from jaxdp import _validate
 from jaxdp.attacks import labels as label_rules
-from jaxdp.attacks import leaks, objectives, priors, starts
-from jaxdp.attacks.inference import head_signal, infer_labels, signal_loss, soft_label_loss
-from jaxdp.attacks.leaks import Leak, Loss
+from jaxdp.attacks import leaks, objectives, starts
+from jaxdp.attacks import public as _priors
+from jaxdp.attacks.leaks import Leak, Observation
+from jaxdp.attacks.public import Public, Setting
 from jaxdp.attacks.smoothing import smoothed
 from jaxdp.attacks.solvers.adam import adam
 from jaxdp.attacks.solvers.lbfgs import lbfgs
-from jaxdp.attacks.solvers.levenberg_marquardt import levenberg_marquardt
 from jaxdp.attacks.solvers.problem import Problem, Solver
 
-SOLVERS = ("lbfgs", "adam", "signed_adam", "levenberg_marquardt")
+SOLVERS = ("lbfgs", "adam")
 
 _SHARPENING = 0.01  # the smoothing's width at the end over that at the start
 _BOX_STD = 0.02  # with a Gaussian prior the box is soft: this far outside costs as much as one sigma
@@ -44,7 +44,6 @@ class Attack:
       restarts: starts per victim; the one with the lowest objective is kept.
       learning_rate: of Adam.
       memory: pairs of L-BFGS.
-      conjugate_gradients: inner steps of Levenberg-Marquardt.
       tolerance: a lane stops once its objective is below this share of what it was at the start.
       float64: compute in double precision.
       smoothing: width of the smooth ReLUs that the search starts with, relative to the units; it shrinks a
@@ -64,36 +63,44 @@ class Attack:
     restarts: int = 1
     learning_rate: float = 0.03
     memory: int = 20
-    conjugate_gradients: int = 50
     tolerance: float = 1e-9
     float64: bool = False
     smoothing: float = 0.0
 
     def __post_init__(self):
-        choices = {
-            "objective": objectives.NAMES,
-            "solver": SOLVERS,
-            "start": starts.NAMES,
-            "labels": label_rules.NAMES,
-            "prior": priors.NAMES,
-        }
-        for name, known in choices.items():
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name}={getattr(self, name)!r}: choose from {', '.join(known)}")
-        for name in ("iterations", "restarts", "memory", "conjugate_gradients"):
-            value = getattr(self, name)
-            if value != int(value) or value < 1:
-                raise ValueError(f"{name}={value}: must be a whole number >= 1")
+        _validate.one_of(objectives.NAMES, objective=self.objective)
+        _validate.one_of(SOLVERS, solver=self.solver)
+        _validate.one_of(starts.NAMES, start=self.start)
+        _validate.one_of(label_rules.NAMES, labels=self.labels)
+        _validate.one_of(_priors.PRIORS, prior=self.prior)
+        _validate.whole(iterations=self.iterations, restarts=self.restarts, memory=self.memory)
         for name in ("tv", "learning_rate", "tolerance", "smoothing"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"{name}={value}: must be finite and >= 0")
-        if self.solver == "levenberg_marquardt" and self.tv > 0:
-            raise ValueError(
-                f"tv={self.tv}: levenberg_marquardt needs least squares, without total variation"
-            )
-        if self.smoothing and "adam" not in self.solver:
+        if self.smoothing and self.solver != "adam":
             raise ValueError(f"smoothing={self.smoothing}: needs adam, which bears a changing objective")
+
+
+def fitted(setting: Setting, attack: Attack, params: PyTree) -> tuple[Setting, Attack]:
+    """The setting with its last layer found, and the attack with a label rule that this layer allows.
+
+    Args:
+      setting: what is attacked.
+      attack: how.
+      params: of one network.
+
+    Raises:
+      ValueError: no last layer, or one of another number of classes than the setting's.
+    """
+    if attack.labels in ("known", "template"):
+        return setting, attack
+    head = setting.head or label_rules.find_head(setting.loss_fn, params, setting.input_shape)
+    if head.classes != setting.classes:
+        raise ValueError(f"classes={setting.classes}: the last layer has {head.classes}")
+    return replace(setting, head=head), replace(
+        attack, labels=label_rules.usable(attack.labels, head, setting.leak)
+    )
 
 
 class Lane(NamedTuple):
@@ -106,125 +113,126 @@ class Lane(NamedTuple):
     learning_rate: Float[Array, ""]
 
 
-class Inversion(NamedTuple):
-    """The functions of one attack at one leak point, each for a single lane.
+@dataclass(frozen=True)
+class Inversion:
+    """One attack in one setting as pure functions of a single lane, to be mapped and compiled.
 
     Attributes:
-      load: (params, observation, public, key) -> (lane, z0).
-      problem: (params, lane, public, progress) -> the solver's problem, progress from 0 to 1.
-      decode: (lane, public, z) -> (x, y).
-      solver: the solver.
+      setting: what is attacked; its public data is an argument of the functions.
+      attack: how, fitted to the setting.
     """
 
-    load: Callable
-    problem: Callable
-    decode: Callable
-    solver: Solver
+    setting: Setting
+    attack: Attack
 
+    def __post_init__(self):
+        setting, attack = self.setting, self.attack
+        if attack.tv and len(setting.input_shape) != 3:
+            raise ValueError(f"tv={attack.tv}: needs images, input_shape={setting.input_shape}")
+        if attack.labels == "signal" and not setting.leak.single:
+            leak = setting.leak
+            raise ValueError(
+                f"labels='signal': reads one gradient of one example, batch_size={leak.batch_size}, "
+                f"window={leak.window}, local_steps={leak.local_steps}; use bias or template"
+            )
 
-def _solver(attack: Attack) -> Solver:
-    if attack.solver == "lbfgs":
-        return lbfgs(attack.memory)
-    if attack.solver == "levenberg_marquardt":
-        return levenberg_marquardt(attack.conjugate_gradients)
-    return adam(attack.learning_rate, attack.solver == "signed_adam", attack.smoothing > 0)
+    @property
+    def solver(self) -> Solver:
+        """The solver of one lane."""
+        attack = self.attack
+        if attack.solver == "lbfgs":
+            return lbfgs(attack.memory)
+        return adam(attack.learning_rate, keep_last=attack.smoothing > 0)
 
+    @property
+    def modelled(self) -> Leak:
+        """The leak as the attack's prediction computes it."""
+        leak, attack = self.setting.leak, self.attack
+        scaled_alike = attack.labels == "signal" and not leak.clip.startswith("per_layer")
+        return leak if attack.clip_aware and not scaled_alike else replace(leak, clip="none")
 
-def _modelled(leak: Leak, attack: Attack) -> Leak:
-    """The leak as the attack's prediction computes it."""
-    scaled_alike = attack.labels == "signal" and not leak.clip.startswith("per_layer")
-    if attack.clip_aware and not scaled_alike:
-        return leak
-    return Leak(batch_size=leak.batch_size, window=leak.window, local_steps=leak.local_steps)
-
-
-def inversion(
-    loss_fn: Loss, leak: Leak, attack: Attack, input_shape: tuple[int, ...], classes: int
-) -> Inversion:
-    """The attack's functions for one lane; pure, to be mapped and compiled by the engine."""
-    size, batch, window = math.prod(input_shape), leak.batch_size, leak.window
-    modelled = _modelled(leak, attack)
-    if attack.tv and len(input_shape) != 3:
-        raise ValueError(f"tv={attack.tv}: needs images, input_shape={input_shape}")
-    joint, signal = attack.labels == "joint", attack.labels == "signal"
-    whitened = attack.prior == "gaussian"
-    if signal and (batch, window, leak.local_steps) != (1, 1, 1):
-        raise ValueError(
-            f"labels='signal': reads one gradient of one example, {batch=}, {window=}, "
-            f"local_steps={leak.local_steps}; use bias or template"
-        )
-    loss = loss_fn
-    if joint or signal:
-        loss = (soft_label_loss if joint else signal_loss)(loss_fn, classes)
-
-    def split(z):
-        return z[: batch * size].reshape(batch, size), z[batch * size :].reshape(batch, -1)
-
-    def load(params, observation, public, key):
-        y = infer_labels(attack.labels, loss_fn, modelled, params, observation, public, classes)
-        target = objectives.target(attack.objective, observation.observed, observation.noise_std, window)
-        start_key, label_key = jax.random.split(key)
-        x = starts.draw(attack.start, start_key, (batch, *input_shape), public.mean)
-        x = x.astype(public.mean.dtype).reshape(batch, size)
-        z = priors.encode(public.prior if whitened else None, x, y).ravel()
-        if joint:
-            logits = 0.1 * jax.random.normal(label_key, (batch * classes,), z.dtype)
-            z = jnp.concatenate([z, logits])
-        signals = head_signal(leak, observation, classes) if signal else jnp.zeros((), z.dtype)
+    def load(
+        self, params: PyTree, observation: Observation, public: Public, key: Array
+    ) -> tuple[Lane, Array]:
+        """What a lane minimises for one victim, and where it starts."""
+        setting, attack, leak = self.setting, self.attack, self.setting.leak
+        y = label_rules.infer_labels(attack.labels, setting, self.modelled, params, observation, public)
+        target = objectives.target(attack.objective, observation.observed, observation.noise_std, leak.window)
+        start_key, _ = jax.random.split(key)
+        x = starts.draw(attack.start, start_key, (leak.batch_size, *setting.input_shape), public.mean)
+        z = self.encoded(x.astype(public.mean.dtype), y, public)
+        signals = jnp.zeros((), z.dtype)
+        if attack.labels == "signal":
+            signals = label_rules.head_signal(setting, observation)
         return Lane(target, y, signals, observation.bound, observation.learning_rate), z
 
-    def box(public):
-        each = (jnp.broadcast_to(side, input_shape).ravel() for side in (public.lower, public.upper))
-        return [jnp.tile(side[None], (batch, 1)) for side in each]
+    def encoded(self, x: Array, y: Array, public: Public) -> Float[Array, " n"]:
+        """The solver's coordinates of inputs [B, *input_shape]."""
+        return _priors.encode(self._prior(public), x.reshape(len(x), -1), y).ravel()
 
-    def pixels(lane, public, z):
-        return priors.decode(public.prior if whitened else None, split(z)[0], lane.labels)
+    def decode(self, lane: Lane, public: Public, z: Array) -> tuple[Array, Array]:
+        """Inputs and labels at the solver's coordinates."""
+        x = self._pixels(lane, public, z)
+        x = jnp.clip(x, *self._box(public)) if self.attack.box else x
+        return self._images(x), lane.labels
 
-    def problem(params, lane, public, progress=1.0):
-        def residual(z):
-            x = pixels(lane, public, z)
-            y = split(z)[1] if joint else lane.signals if signal else lane.labels
-            predicted = leaks.forward(
-                smooth_loss,
-                modelled,
-                params,
-                x.reshape(batch, *input_shape),
-                y,
-                lane.bound,
-                lane.learning_rate,
-            )
-            terms = [objectives.residual(attack.objective, predicted, lane.target, window)]
-            if whitened:
-                terms.append(split(z)[0] * jnp.sqrt(lane.target.prior_weight))
-            if whitened and attack.box:
-                outside = x - jnp.clip(x, *box(public))
-                terms.append(outside * jnp.sqrt(lane.target.prior_weight) / _BOX_STD)
-            return terms
-
-        def objective(z):
-            value = objectives.half_square(residual(z))
-            if attack.tv:
-                images = pixels(lane, public, z).reshape(batch, *input_shape)
-                scale = batch * size * lane.target.prior_weight if attack.objective == "likelihood" else 1.0
-                value = value + attack.tv * scale * priors.total_variation(images)
-            return value
-
-        smooth_loss = loss
+    def problem(self, params: PyTree, lane: Lane, public: Public, progress: Array | float = 1.0) -> Problem:
+        """What the solver minimises, at `progress` from 0 to 1."""
+        attack, loss = self.attack, self.setting.loss_fn
+        if attack.labels == "signal":
+            loss = label_rules.signal_loss(loss, self.setting.classes)
         if attack.smoothing:
             width = attack.smoothing * _SHARPENING ** jnp.clip(progress, 0, 1)
-            smooth_loss = smoothed(loss, width)
+            loss = smoothed(loss, width)
+
+        def objective(z):
+            x = self._pixels(lane, public, z)
+            value = objectives.half_square(
+                [self._mismatch(loss, params, lane, x), *self._apart(lane, public, z, x)]
+            )
+            return value + self._variation(lane, x) if attack.tv else value
+
         lower, upper = -jnp.inf, jnp.inf
-        if attack.box and not whitened:
-            free = jnp.full(batch * classes, jnp.inf)
-            lower, upper = (side.ravel() for side in box(public))
-            if joint:
-                lower, upper = jnp.concatenate([lower, -free]), jnp.concatenate([upper, free])
-        return Problem(objective, residual, lower, upper, progress)
+        if attack.box and attack.prior == "none":
+            lower, upper = (side.ravel() for side in self._box(public))
+        return Problem(objective, lower, upper, progress)
 
-    def decode(lane, public, z):
-        x = pixels(lane, public, z)
-        y = jnp.argmax(split(z)[1], axis=-1) if joint else lane.labels
-        x = jnp.clip(x, *box(public)) if attack.box else x
-        return x.reshape(batch, *input_shape), y
+    def _prior(self, public: Public) -> _priors.Gaussian | None:
+        return public.prior if self.attack.prior == "gaussian" else None
 
-    return Inversion(load, problem, decode, _solver(attack))
+    def _pixels(self, lane, public, z):
+        """Flat inputs [B, n]."""
+        return _priors.decode(self._prior(public), self._rows(z), lane.labels)
+
+    def _rows(self, z):
+        return z.reshape(self.setting.leak.batch_size, -1)
+
+    def _images(self, x):
+        return x.reshape(self.setting.leak.batch_size, *self.setting.input_shape)
+
+    def _box(self, public):
+        """Lower and upper bounds of flat inputs, [B, n] each."""
+        shape, batch = self.setting.input_shape, self.setting.leak.batch_size
+        each = (jnp.broadcast_to(side, shape).ravel() for side in (public.lower, public.upper))
+        return [jnp.tile(side[None], (batch, 1)) for side in each]
+
+    def _mismatch(self, loss, params, lane, x):
+        """The residual between the leak that inputs would make and the one observed."""
+        y = lane.signals if self.attack.labels == "signal" else lane.labels
+        numbers = lane.bound, lane.learning_rate
+        predicted = leaks.forward(loss, self.modelled, params, self._images(x), y, *numbers)
+        return objectives.residual(self.attack.objective, predicted, lane.target, self.modelled.window)
+
+    def _apart(self, lane, public, z, x):
+        """The residuals of the Gaussian prior, and of its soft box."""
+        terms, scale = [], jnp.sqrt(lane.target.prior_weight)
+        if self.attack.prior == "gaussian":
+            terms.append(self._rows(z) * scale)
+            if self.attack.box:
+                terms.append((x - jnp.clip(x, *self._box(public))) * scale / _BOX_STD)
+        return terms
+
+    def _variation(self, lane, x):
+        """The penalty of the total variation."""
+        scale = x.size * lane.target.prior_weight if self.attack.objective == "likelihood" else 1.0
+        return self.attack.tv * scale * _priors.total_variation(self._images(x))

@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxdp.attacks import leaks
-from jaxdp.attacks.leaks import Leak, Loss
+from jaxdp.attacks.leaks import Leak, Loss, precise
 
 
 @functools.lru_cache(maxsize=32)
@@ -40,7 +40,7 @@ def _gram_program(loss_fn, clip):
         rows = _clipped(loss_fn, clip)(params, x, y, bound)
         return rows @ rows.T
 
-    return jax.jit(gram)
+    return jax.jit(precise(gram))
 
 
 def gram(
@@ -103,6 +103,7 @@ def log_likelihoods(
 
 
 @functools.partial(jax.jit, static_argnames=("trials", "sampling_rate"))
+@precise
 def informed_adversary(
     gram: Float[Array, "t k k"],
     noise_std: Float[Array, " t"],
@@ -151,7 +152,7 @@ def _label_products(loss_fn, clip, classes):
         rows = gradients(params, x, y, bound)
         return rows @ expected.T, expected @ expected.T
 
-    return jax.jit(products)
+    return jax.jit(precise(products))
 
 
 def label_leakage(
@@ -192,7 +193,7 @@ def label_leakage(
             seen[id(params)] = program(params, *arrays, bound)
     cross, grams = (jnp.stack(column) for column in zip(*(seen[id(p)] for p in trajectory), strict=True))
     keys = jax.random.split(key, len(x))
-    scores = jax.jit(jax.vmap(log_likelihoods, in_axes=(1, None, None, 0)))(
+    scores = jax.jit(jax.vmap(precise(log_likelihoods), in_axes=(1, None, None, 0)))(
         cross, grams, jnp.asarray(noise_std), keys
     )
     return np.asarray(jnp.argmax(scores, axis=-1))

@@ -12,10 +12,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from jaxdp.attacks import leaks
-from jaxdp.attacks.leaks import Leak, Loss
-from jaxdp.attacks.priors import Gaussian
+from jaxdp.attacks.leaks import Leak, Loss, precise
+from jaxdp.attacks.public import Gaussian
 
 
+@precise
 def information(
     loss_fn: Loss, leak: Leak, params: PyTree, x: Array, y: Array, bound=1.0
 ) -> Float[Array, "n n"]:
@@ -46,6 +47,7 @@ def information(
     return jnp.asarray(sum(squares))
 
 
+@precise
 def expected_mse(
     information: Float[Array, "n n"], noise_std: Float[Array, " k"] | Sequence[float], prior: Gaussian
 ) -> Float[Array, " k"]:

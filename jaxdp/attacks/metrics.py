@@ -1,4 +1,4 @@
-"""How good is a model, and how good is a reconstruction.
+"""How good is a reconstruction.
 
 Images are float arrays [..., height, width, channels] in [0, 1].  A reconstruction is judged against two
 declared thresholds on the root mean square error, and against the best guess without any gradient: without
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Int
 
 EXACT = 0.03  # RMSE below which a reconstruction counts as exact
 RECOGNISABLE = 0.1  # RMSE below which a person recognises the image
@@ -25,11 +25,6 @@ class Criterion(NamedTuple):
 IMAGES = Criterion(EXACT, RECOGNISABLE)
 # Rows of standardised features, in standard deviations: at .3 a guess explains 91 % of the variance.
 TABULAR = Criterion(EXACT, 0.3)
-
-
-def accuracy(logits: Float[Array, "n classes"], labels: Int[Array, " n"]) -> Float[Array, ""]:
-    """Share of examples whose largest logit is the label's."""
-    return (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32).mean()
 
 
 def _same_shape(x, truth, axes):
@@ -81,15 +76,6 @@ def ssim(x: Array | np.ndarray, truth: Array | np.ndarray) -> Array:
     one = x.shape[-3:]
     flat = [jnp.asarray(a, jnp.float32).reshape(-1, *one) for a in (x, truth)]
     return jnp.asarray(dm_pix.ssim(*flat, filter_size=window)).reshape(x.shape[:-3])
-
-
-def success(
-    x: Array | np.ndarray, truth: Array | np.ndarray, threshold: float = RECOGNISABLE, axes: int = 3
-) -> Bool[Array, "..."]:
-    """Whether each reconstruction's RMSE lies below `threshold`; a NaN never succeeds."""
-    if not threshold > 0:
-        raise ValueError(f"threshold={threshold}: must be > 0")
-    return rmse(x, truth, axes) < threshold
 
 
 def gain_over_mean(

@@ -1,18 +1,16 @@
 """What a reconstruction is asked to match: every data term as a least-squares residual.
 
-A residual rather than a scalar, so that the same objective serves L-BFGS and Adam (half its squared norm) and
-Levenberg-Marquardt (its Jacobian).  All are normalised by the observation's own norm: near the end of
-training a gradient of norm 1e-4 must not stall an optimiser that thinks in absolute numbers.
+The objective is half the squared norm of a residual.  All are normalised by the observation's own norm: near
+the end of training a gradient of norm 1e-4 must not stall an optimiser that thinks in absolute numbers.
 
 | name         | residual                              | source                                          |
 |--------------|---------------------------------------|-------------------------------------------------|
 | `squared_l2` | (g - g*) / |g*|                       | Zhu et al. 2019 (DLG), Wei et al. 2020 (CPL)     |
-| `per_tensor` | (g_l - g*_l) / (|g*_l| sqrt(L))       | tensors weighted alike whatever their scale     |
 | `cosine`     | g/|g| - g*/|g*|                       | Geiping et al. 2020; 1 - cos without cancellation |
 | `likelihood` | (g_t - g*_t) / sigma_t, renormalised  | Balunovic et al. 2022, Bayes-optimal with a prior |
 
-With `window` > 1, `squared_l2` and `per_tensor` sum the steps as they are; `cosine` compares each step's
-direction; `likelihood` weighs step t by 1 / sigma_t^2, as Gaussian noise demands.
+With `window` > 1, `squared_l2` sums the steps as they are; `cosine` compares each step's direction;
+`likelihood` weighs step t by 1 / sigma_t^2, as Gaussian noise demands.
 """
 
 from typing import NamedTuple
@@ -21,9 +19,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
+from jaxdp import _validate
 from jaxdp.attacks.leaks import norm, square_norm
 
-NAMES = ("squared_l2", "per_tensor", "cosine", "likelihood")
+NAMES = ("squared_l2", "cosine", "likelihood")
 
 # Rounding acts as noise: below this share of the gradient's root mean square, noise is not worth modelling.
 _ROUNDING = 1e-4
@@ -80,8 +79,7 @@ def target(name: str, observed: PyTree, noise_std: Float[Array, "..."], window: 
     Raises:
       ValueError: an unknown objective.
     """
-    if name not in NAMES:
-        raise ValueError(f"objective={name!r}: choose from {', '.join(NAMES)}")
+    _validate.one_of(NAMES, objective=name)
     total = norm(observed)
     size = sum(leaf.size for leaf in jax.tree.leaves(observed)) / window
     step_norms = _step_norms(observed, window)
@@ -91,9 +89,6 @@ def target(name: str, observed: PyTree, noise_std: Float[Array, "..."], window: 
     prior_weight = window / precision / total**2
     if name == "cosine":
         weights = _everywhere(observed, 1 / (step_norms * jnp.sqrt(jnp.asarray(window, total.dtype))))
-    elif name == "per_tensor":
-        count = len(jax.tree.leaves(observed))
-        weights = jax.tree.map(lambda leaf: 1 / (norm(leaf) * jnp.sqrt(1.0 * count)), observed)
     elif name == "likelihood":
         weights = _everywhere(observed, jnp.sqrt(window / precision) / std / total)
     else:

@@ -12,20 +12,19 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
-from jaxdp.attacks import engine, priors
-from jaxdp.attacks.attack import Attack, inversion
-from jaxdp.attacks.engine import Reconstruction, Victims, invert
-from jaxdp.attacks.given import Public
-from jaxdp.attacks.leaks import Leak, Loss
-from jaxdp.gradients import convolution
+from jaxdp.attacks import lanes as engine
+from jaxdp.attacks.attack import Attack, fitted
+from jaxdp.attacks.labels import usable
+from jaxdp.attacks.lanes import Reconstruction, first_network, invert_many
+from jaxdp.attacks.leaks import Victims, observations, precise
+from jaxdp.attacks.public import Setting
+from jaxdp.attacks.smoothing import has_relu
+from jaxdp.gradients import squared_norm
 
 # Strongest first choices where public inputs are at hand, and without.
 PLAIN = Attack(objective="squared_l2", solver="lbfgs", start="patterned")
-COSINE = Attack(
-    objective="cosine", solver="adam", start="normal", labels="column_norm", tv=1e-3, iterations=1000
-)
 # Without any public inputs: one example's gradient, raw or clipped; ReLU networks; noise.
 SIGNAL = Attack(objective="squared_l2", solver="lbfgs", start="constant", labels="signal", iterations=600)
 RELU = Attack(
@@ -40,95 +39,131 @@ POSTERIOR = Attack(
 )
 
 
+def bounded_by_themselves(victims: Victims) -> Victims:
+    """Exact gradients as clipped to their own norms.
+
+    Late in training a wrong guess has a gradient hundreds of times as long as the truth's; bounded there, it
+    is compared by its direction, and the attack finds its way.
+    """
+    squares = sum(squared_norm(leaf) for leaf in jax.tree.leaves(victims.observed))
+    return victims._replace(conditions=victims.conditions._replace(bound=np.sqrt(np.asarray(squares))))
+
+
+def takes_relu(setting: Setting, params: PyTree) -> bool:
+    """Whether the network has a ReLU anywhere."""
+    example = np.zeros(setting.input_shape, np.float32), np.zeros((), np.int32)
+    return has_relu(setting.loss_fn, params, example)
+
+
+def label_rule(rule: str, setting: Setting, given: bool) -> str:
+    """The label rule `rule`, or what takes its place: given labels, and templates where no last layer is."""
+    if rule == "signal" and setting.head is not None and setting.head.bias is not None:
+        return rule
+    if given:
+        return "known"
+    return "template" if setting.head is None else usable(rule, setting.head, setting.leak)
+
+
+def for_rows(attack: Attack, input_shape: tuple[int, ...]) -> Attack:
+    """The attack on inputs of a shape: without total variation, and from the mean, where they are no images."""
+    if len(input_shape) == 3:
+        return attack
+    return replace(attack, tv=0.0, start="mean" if attack.start == "constant" else attack.start)
+
+
+def suited(setting: Setting, *, noisy: bool, relu: bool, given: bool) -> list[Attack]:
+    """The attacks that may win.
+
+    Args:
+      setting: what is attacked, its head found if it has one.
+      noisy: whether noise was added.
+      relu: whether the network has a ReLU.
+      given: whether the labels are given.
+    """
+    informed = setting.known.prior is not None
+    if noisy:
+        chosen = [POSTERIOR if informed else SMOOTH]
+    else:
+        one = [SIGNAL, replace(RELU, restarts=4) if relu else replace(SMOOTH, labels="column_norm")]
+        chosen = one if setting.leak.single else [replace(PLAIN, start="uniform", iterations=1200)]
+        chosen += [replace(POSTERIOR, labels="bias")] if informed else []
+    starts = {"constant": "mean"}  # the middle of the box
+    return [
+        replace(
+            for_rows(attack, setting.input_shape),
+            labels=label_rule(attack.labels, setting, given),
+            start=starts.get(attack.start, attack.start),
+        )
+        for attack in chosen
+    ]
+
+
 @functools.lru_cache(maxsize=32)
-def _judge(loss_fn, leak, judge, input_shape, classes, own_params):
+def _judging(setting: Setting, judge: Attack, own_params: bool):
     """The judge's objective at given inputs and labels, for lanes of victims."""
-    if convolution.uses_patches("auto"):
-        loss_fn = convolution.with_patches(loss_fn)
-    lane = inversion(loss_fn, leak, judge, input_shape, classes)
-    whitened = judge.prior == "gaussian"
+    lane = engine.inversion(setting, judge)
 
     def one(params, observation, public, key, x, y):
         data, _ = lane.load(params, observation._replace(labels=y), public, key)
         data = data._replace(labels=y)
-        flat = x.reshape(leak.batch_size, -1)
-        z = priors.encode(public.prior if whitened else None, flat, y).ravel()
-        return lane.problem(params, data, public).objective(z)
+        return lane.problem(params, data, public).objective(lane.encoded(x, y, public))
 
-    return jax.jit(jax.vmap(one, in_axes=(0 if own_params else None, 0, None, None, 0, 0)))
+    return jax.jit(precise(jax.vmap(one, in_axes=(0 if own_params else None, 0, None, None, 0, 0))))
 
 
 def score(
-    loss_fn: Loss,
-    leak: Leak,
+    setting: Setting,
     judge: Attack,
     victims: Victims,
     x: Float[np.ndarray, "n b ..."],
     labels: np.ndarray,
     *,
-    classes: int = 10,
-    public: Public | None = None,
-    own_params: bool = False,
     lanes: int | None = None,
 ) -> Float[np.ndarray, " n"]:
     """The objective of `judge` at given reconstructions: how well they explain what leaked.
 
     Args:
-      loss_fn: as for `invert`.
-      leak: what leaked.
+      setting: what is attacked.
       judge: the attack whose objective decides.
       victims: the observations.
       x: reconstructions [N, B, *input_shape].
       labels: theirs, [N, B].
-      classes: number of labels.
-      public: the attacker's public data.
-      own_params: whether each victim has parameters of its own.
       lanes: victims at once.
     """
-    input_shape = tuple(x.shape[2:])
-    public = engine.grey(input_shape) if public is None else public
-    rule = judge.labels if judge.labels == "signal" else "known"
-    program = _judge(loss_fn, leak, replace(judge, labels=rule), input_shape, classes, own_params)
-    observations = engine.observations(victims, leak, len(x))
+    judge = judge if judge.labels == "signal" else replace(judge, labels="known")
+    setting, judge = fitted(setting, judge, first_network(victims, setting.leak))
+    program, own_params = _judging(setting.static, judge, victims.own_params), victims.own_params
+    observed = observations(victims, setting.leak, len(x))
     lanes, values = lanes or engine.default_lanes(), []
     for begin in range(0, len(x), lanes):
         rows = np.minimum(np.arange(begin, begin + lanes), len(x) - 1)
         params = engine.rows(jax.tree.map(np.asarray, victims.params), rows) if own_params else victims.params
-        values.append(
-            program(params, engine.rows(observations, rows), public, jax.random.key(0), x[rows], labels[rows])
-        )
+        chosen = engine.rows(observed, rows)
+        values.append(program(params, chosen, setting.known, jax.random.key(0), x[rows], labels[rows]))
     return np.asarray(jnp.concatenate(values))[: len(x)]
 
 
 def invert_portfolio(
-    loss_fn: Loss,
-    leak: Leak,
+    setting: Setting,
     attacks: Sequence[Attack],
     victims: Victims,
     key: Array,
     *,
     judge: Attack | None = None,
-    public: Public | None = None,
-    input_shape: tuple[int, ...],
-    classes: int = 10,
-    own_params: bool = False,
+    enough: float = 0.0,
     lanes: int | None = None,
     progress: bool = False,
 ) -> tuple[Reconstruction, np.ndarray]:
     """The best of several attacks for each victim, by the judge's objective.
 
     Args:
-      loss_fn: as for `invert`.
-      leak: what leaked.
+      setting: what is attacked.
       attacks: the candidates.
       victims: the observations.
       key: randomness; candidate i uses fold_in(key, i).
       judge: whose objective decides; None for the likelihood, with the Gaussian prior where public inputs
         are known.
-      public: the attacker's public data.
-      input_shape: shape of one input.
-      classes: number of labels.
-      own_params: whether each victim has parameters of its own.
+      enough: the later attacks are left out once every victim's objective is below.
       lanes: minimisations at once.
       progress: show a progress bar for each attack.
 
@@ -136,24 +171,19 @@ def invert_portfolio(
       The reconstructions, their `objective` now the judge's, and which attack gave each, [N].
 
     Raises:
-      ValueError: no attacks, or what `invert` refuses.
+      ValueError: no attacks, or what `invert_many` refuses.
     """
     if not attacks:
         raise ValueError("attacks=(): a portfolio needs at least one")
-    known = public is not None and public.prior is not None
-    judge = judge or Attack(objective="likelihood", prior="gaussian" if known else "none")
+    prior = "none" if setting.known.prior is None else "gaussian"
+    judge = judge or Attack(objective="likelihood", prior=prior)
     found, scores = [], []
     for i, attack in enumerate(attacks):
-        result = invert(
-            loss_fn, leak, attack, victims, jax.random.fold_in(key, i), input_shape=input_shape,
-            classes=classes, public=public, own_params=own_params, lanes=lanes, progress=progress,
-        )  # fmt: skip
-        found.append(result)
-        judged = score(
-            loss_fn, leak, judge, victims, result.x, result.labels,
-            classes=classes, public=public, own_params=own_params, lanes=lanes,
-        )  # fmt: skip
-        scores.append(judged)
+        once = jax.random.fold_in(key, i)
+        found.append(invert_many(setting, attack, victims, once, lanes=lanes, progress=progress))
+        scores.append(score(setting, judge, victims, found[-1].x, found[-1].labels, lanes=lanes))
+        if (scores[-1] < enough).all():
+            break
     values = np.stack(scores)
     best = np.argmin(np.where(np.isfinite(values), values, np.inf), axis=0)
     rows = np.arange(values.shape[1])

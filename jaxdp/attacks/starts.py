@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxdp import _validate
+
 
 def _patterned(key, shape, mean):
     if len(shape) != 4:
@@ -60,6 +62,5 @@ def draw(name: str, key: Array, shape: tuple[int, ...], mean: Float[Array, "..."
     Raises:
       ValueError: an unknown name.
     """
-    if name not in _BY_NAME:
-        raise ValueError(f"start={name!r}: choose from {', '.join(NAMES)}")
+    _validate.one_of(NAMES, start=name)
     return _BY_NAME[name](key, shape, mean)

@@ -14,8 +14,8 @@ parts add up over microbatches, so that a batch can be clipped piece by piece.
 | `quantile`            | as `flat`, to C_t from noised counts     | C_t           | yes     |
 | `quantile_per_layer`  | each tensor to its own C_t from counts   | |(C_t)|       | yes     |
 
-C is a number or a schedule C(t).  An example whose gradient is
-not finite contributes exactly zero and is counted.
+C is a number >= 1e-6 or a schedule C(t), which is held there where it falls below.  An example whose gradient
+is not finite contributes exactly zero and is counted.
 """
 
 from jaxdp.clipping import adaptive

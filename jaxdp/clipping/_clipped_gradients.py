@@ -1,81 +1,83 @@
 """The clipped sum of a batch, in microbatches."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 
-from jaxdp import gradients
+from jaxdp import _validate, gradients
 from jaxdp.clipping.clipper import ClippedSum, Clipper
-from jaxdp.gradients import microbatches
+from jaxdp.gradients import independence, microbatches
 
 
 def clipped_gradients(
     loss_fn: gradients.Loss,
     clipper: Clipper,
     *,
+    has_aux: bool = False,
     microbatch_size: int | str | None = "auto",
     method: str = "factored",
     convolution: str = "auto",
-) -> Callable[..., tuple[Float[Array, " b"], ClippedSum]]:
+) -> Callable[..., tuple[Any, ClippedSum]]:
     """Losses and clipped sum of a batch, computed in microbatches: what `privatize` takes for large batches.
 
     Args:
       loss_fn: the loss of one example, see `gradients.per_example`.
       clipper: from `jaxdp.clipping`; its parts add up over microbatches.
+      has_aux: see `gradients.per_example`.
       microbatch_size: examples whose gradients exist at the same time; None for all at once, `auto` for
         `microbatches.automatic_size`.  A batch that it does not divide is padded, and the padding masked.
       method: see `gradients.per_example`.
       convolution: see `gradients.per_example`.
 
     Returns:
-      A function `(params, batch, mask [B], clip_state, step) -> (losses [B], ClippedSum)`.
+      A function `(params, batch, mask, clip_state, step, *shared) -> (losses [B], ClippedSum)`, with `has_aux`
+      `((losses, aux), ClippedSum)`.  `mask` [B] is False or 0 for padding, None where there is none.  A batch
+      without rows has a sum of zero.
 
     Formal guarantee: the sum is that of the whole batch, up to the order of the additions.
     """
-    if not (microbatch_size in ("auto", None) or (isinstance(microbatch_size, int) and microbatch_size > 0)):
-        raise ValueError(f"microbatch_size={microbatch_size!r}: a whole number >= 1, 'auto' or None")
-    per_example = gradients.per_example(loss_fn, method=method, convolution=convolution)
+    if microbatch_size not in ("auto", None):
+        _validate.whole(microbatch_size=microbatch_size)
+    per_example = gradients.per_example(loss_fn, has_aux=has_aux, method=method, convolution=convolution)
 
-    def part(params, batch, mask, clip_state, step):
-        losses, grads = per_example(params, batch)
-        return losses, clipper.clip(grads, clip_state, step, mask)
+    def part(params, batch, mask, clip_state, step, *shared):
+        value, grads = per_example(params, batch, *shared)
+        return value, clipper.clip(grads, clip_state, step, mask)
 
-    def signed(losses, summed, clip_state, step):
-        """With the sensitivity that the parts were clipped to, so that no other is noised for."""
-        if clipper.sensitivity is not None:
-            summed = summed._replace(sensitivity=clipper.sensitivity(clip_state, step))
-        return losses, summed
-
-    def whole(params, batch, mask, clip_state, step):
-        return signed(*part(params, batch, mask, clip_state, step), clip_state, step)
-
-    def in_pieces(params, batch, mask, clip_state, step):
-        size = mask.shape[0]
+    def in_pieces(params, batch, mask, clip_state, step, *shared):
+        size = gradients.batch_size(batch)
+        mask = gradients.as_mask(mask, size)
         fits = microbatch_size
-        if microbatch_size == "auto":
-            fits = microbatches.automatic_size(microbatches.example_bytes(per_example, params, batch))
+        if fits == "auto":
+            fits = microbatches.automatic_size(
+                microbatches.example_bytes(per_example, params, batch, *shared)
+            )
         # Pieces of equal size, so that as little as possible is padding.
-        pieces = -(-size // fits)
+        pieces = 1 if fits is None else -(-size // fits)
+        if pieces <= 1:
+            return part(params, batch, mask, clip_state, step, *shared)
         piece_size = -(-size // pieces)
-        if pieces == 1:
-            return whole(params, batch, mask, clip_state, step)
 
         def cut(x):
-            x = jnp.pad(x, [(0, pieces * piece_size - size)] + [(0, 0)] * (x.ndim - 1))
+            """The first rows fill the last piece up, so that keys of any kind can be padded."""
+            x = jnp.concatenate([x, x[: pieces * piece_size - size]])
             return x.reshape(pieces, piece_size, *x.shape[1:])
 
+        def piece_of(batch, mask):
+            return part(params, batch, mask, clip_state, step, *shared)
+
         def add(total, piece):
-            batch, mask = piece
-            losses, summed = part(params, batch, mask, clip_state, step)
-            return jax.tree.map(jnp.add, total, summed), losses
+            value, summed = piece_of(*piece)
+            return jax.tree.map(jnp.add, total, summed), value
 
-        batches = jax.tree.map(cut, (batch, mask))
-        first = jax.tree.map(lambda x: x[0], batches)
-        shapes = jax.eval_shape(lambda b, m: part(params, b, m, clip_state, step)[1], *first)
+        counts = jnp.arange(pieces * piece_size).reshape(pieces, piece_size) < size
+        batches = (jax.tree.map(cut, batch), cut(mask) & counts)
+        shapes = jax.eval_shape(lambda all_: piece_of(*jax.tree.map(lambda x: x[0], all_))[1], batches)
         zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-        summed, losses = jax.lax.scan(add, zero, batches)
-        return signed(losses.reshape(-1)[:size], summed, clip_state, step)
+        summed, values = jax.lax.scan(add, independence.vary_as(zero, shapes), batches)
+        values = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:size], values)
+        return values, independence.vary_as(clipper.signed(summed, clip_state, step), summed)
 
-    return whole if microbatch_size is None else in_pieces
+    return in_pieces

@@ -29,7 +29,7 @@ with the weights, a learning rate chosen for C = 1 can drive both up.  Take a sm
 **Ordinary composition holds.**  C_t is computed from noised counts of earlier steps and nothing else.  The
 noise of step t scales with C_t, but its multiplier z(t) was fixed before the run: given what was released
 before, each step is a Gaussian mechanism of a known multiplier, and that is what composition asks for.  (A z
-that follows C_t is another matter: see `jaxdp.filters`.)
+that follows C_t is another matter: see `jaxdp.accounting.filters`.)
 """
 
 import math
@@ -40,11 +40,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from jaxdp.clipping.fixed import Clipper, clipped_sum, down_to, global_norm, leaf_norms
+from jaxdp import _validate
+from jaxdp.clipping.clipper import Clipper, clipped_sum, down_to, global_norm, leaf_norms
+from jaxdp.clipping.fixed import SMALLEST
 from jaxdp.noise import standard_normal
 from jaxdp.schedules import Schedule
 
-RANGE = (1e-6, 1e6)  # of every bound: public, so that no noise can make it zero or infinite
+RANGE = (SMALLEST, 1e6)  # of every bound: public, so that no noise can make it zero or infinite
 TARGET_QUANTILE = 0.5
 LEARNING_RATE = 0.2  # the paper's, as is the next
 BATCHES_PER_COUNT_NOISE = 20
@@ -110,17 +112,6 @@ def _first_bound(l2_norm_clip: float | Schedule) -> float:
     return l2_norm_clip
 
 
-def _validate(expected_batch_size, target_quantile, learning_rate, count_noise) -> None:
-    if not 0 < target_quantile < 1:
-        raise ValueError(f"target_quantile={target_quantile}: must lie in (0, 1)")
-    positive = dict(
-        expected_batch_size=expected_batch_size, learning_rate=learning_rate, count_noise=count_noise
-    )
-    for name, value in positive.items():
-        if not (math.isfinite(value) and value > 0):
-            raise ValueError(f"{name}={value}: must be finite and > 0")
-
-
 def _quantile(
     name: str,
     per_layer: bool,
@@ -134,7 +125,10 @@ def _quantile(
         raise ValueError("expected_batch_size=None: turns the count of quantile clipping into a share")
     count_noise = default_count_noise(expected_batch_size) if count_noise is None else count_noise
     first = _first_bound(l2_norm_clip)
-    _validate(expected_batch_size, target_quantile, learning_rate, count_noise)
+    _validate.between(0, 1, target_quantile=target_quantile)
+    _validate.positive(
+        expected_batch_size=expected_batch_size, learning_rate=learning_rate, count_noise=count_noise
+    )
 
     def init(params: PyTree) -> QuantileState:
         shape = (len(jax.tree.leaves(params)),) if per_layer else ()
@@ -164,11 +158,11 @@ def _quantile(
     each = " sqrt(layers)" if per_layer else ""
 
     def sensitivity(state, step):
-        return jnp.sqrt(jnp.vdot(state.bound, state.bound))
+        return jnp.sqrt(jnp.vdot(state.bound, state.bound, precision=jax.lax.Precision.HIGHEST))
 
     return Clipper(
         name=name,
-        clip=clip,
+        rule=clip,
         sensitivity=sensitivity,
         noise_scale=lambda summed, state, step: sensitivity(state, step),
         init=init,
@@ -203,8 +197,8 @@ def quantile(
 
     Raises:
       ValueError: an argument out of range.  A noise multiplier z >= 2 s_b is refused where it is known: by
-        `privatize` for a number, by `privatize.accounted_noise_multipliers` for a schedule, before the run;
-        in a loop that did not ask it the update is not a number.
+        `privatize` for a number, by the plan of the run for a schedule, by an update that is not compiled;
+        in a compiled one the update is not a number.
 
     Formal guarantee: adding or removing one example moves the sum of gradients by at most C_t and the count
     by 1/2; with gradient noise z_grad C_t and count noise s_b the pair is a Gaussian mechanism of multiplier z

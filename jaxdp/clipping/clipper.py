@@ -10,10 +10,35 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxdp import gradients
+from jaxdp.gradients import independence, inputs
+
+
+class Bounds(NamedTuple):
+    """What the parts of a sum were clipped to: sums over the parts, so that they add up as the parts do.
+
+    Attributes:
+      parts: how many.
+      sensitivities: the sum of their sensitivities.
+      squares: the sum of the squares of those: with it, parts of different sensitivities show.
+    """
+
+    parts: Int[Array, ""]
+    sensitivities: Float[Array, ""]
+    squares: Float[Array, ""]
+
+    def all_are(self, sensitivity: Array) -> Bool[Array, ""]:
+        """Whether every part had this sensitivity, to the rounding of such sums."""
+        mean = self.sensitivities / self.parts / sensitivity
+        square = self.squares / self.parts / sensitivity**2
+        return (self.parts > 0) & (jnp.abs(mean - 1) <= 1e-5) & (jnp.abs(square - 1) <= 3e-5)
 
 
 class ClippedSum(NamedTuple):
-    """What clipping leaves of a batch; sums of two batches are leaf-wise sums.
+    """What clipping leaves of a batch.  Leaf-wise sums are sums of batches, by `jax.tree.map(jnp.add, a, b)`,
+    `jax.lax.psum` or a scan; each example in one part only.
+
+    `privatize` refuses a sum that was multiplied by anything but a whole number; times a whole number it is the
+    sum of as many copies, and no test can tell: scale after `privatize`.
 
     Attributes:
       gradients: the sum of the clipped gradients, in the parameters' structure, at least float32.
@@ -21,7 +46,7 @@ class ClippedSum(NamedTuple):
       clipped: number of examples that were scaled down.
       nonfinite: number of examples left out since their gradient was not finite.
       statistic: what else the clipper sums over examples, for its noise scale or its next bound.
-      sensitivity: of the sum as it was clipped, set where it leaves for `privatize`; () before.
+      bounds: what the parts were clipped to; () of a clipper without sensitivity.
     """
 
     gradients: PyTree
@@ -29,7 +54,12 @@ class ClippedSum(NamedTuple):
     clipped: Int[Array, ""]
     nonfinite: Int[Array, ""]
     statistic: PyTree
-    sensitivity: Any = ()
+    bounds: Any = ()
+
+    @property
+    def sensitivity(self) -> Array:
+        """The L2 sensitivity of the sum, where one example is in one part."""
+        return self.bounds.sensitivities / self.bounds.parts
 
 
 def _no_state(params: PyTree) -> tuple[()]:
@@ -52,7 +82,7 @@ class Clipper:
       name: one of the module's names.
       private: whether noise scaled by `noise_scale` gives differential privacy.
       reason: where not private, why not: a sentence for the privacy statement.
-      clip: `(grads, state, step, mask [B]) -> ClippedSum`.
+      rule: `(grads, state, step, mask [B]) -> ClippedSum`, of checked inputs; what `clip` calls.
       sensitivity: `(state, step) -> L2 sensitivity of the sum` under add-or-remove-one; None where there is
         none.
       noise_scale: `(summed, state, step) -> scalar`: the noise's standard deviation is this times the noise
@@ -72,7 +102,7 @@ class Clipper:
     name: str
     private: bool = True
     reason: str = ""
-    clip: Callable[..., ClippedSum]
+    rule: Callable[..., ClippedSum]
     sensitivity: Callable[[PyTree, Any], Array] | None
     noise_scale: Callable[[ClippedSum, PyTree, Any], Array]
     noise_to_sensitivity: float = 1.0
@@ -82,6 +112,29 @@ class Clipper:
     noise_multiplier_limit: float = math.inf
     refusal: Callable[[float], str] = str
     charged: str = ""
+
+    def clip(self, grads: PyTree, state: PyTree, step: Any, mask: Any = None) -> ClippedSum:
+        """The clipped sum of per-example gradients.
+
+        Args:
+          grads: leaves [B, ...] or `gradients.Factored`.
+          state: of the clipper.
+          step: number of the step.
+          mask: boolean [B], False for padding, or of the whole numbers 0 and 1; None is all ones.
+
+        Raises:
+          ValueError: gradients that are not real floats, leaves of another B, another kind of mask.
+        """
+        inputs.check_real(gradients=grads)
+        mask = inputs.as_mask(mask, inputs.batch_size(grads, "gradients"))
+        return independence.vary_as(self.signed(self.rule(grads, state, step, mask), state, step), grads)
+
+    def signed(self, summed: ClippedSum, state: PyTree, step: Any) -> ClippedSum:
+        """The sum as one part that was clipped in this state at this step."""
+        if self.sensitivity is None:
+            return summed
+        bound = jnp.asarray(self.sensitivity(state, step), jnp.float32)
+        return summed._replace(bounds=Bounds(jnp.ones((), jnp.int32), bound, jnp.square(bound)))
 
     def check(self, noise_multipliers: Iterable[float], first: int = 0) -> None:
         """Refuses noise multipliers that leave nothing for the gradient.
@@ -107,7 +160,7 @@ def leaf_norms(grads: PyTree) -> list[Float[Array, " b"]]:
 def global_norm(norms: list[Float[Array, " b"]]) -> Float[Array, " b"]:
     """The L2 norm of each example's whole gradient, from those of its tensors."""
     stacked = jnp.stack(norms)
-    return jnp.sqrt(jnp.einsum("lb,lb->b", stacked, stacked))
+    return jnp.sqrt(jnp.einsum("lb,lb->b", stacked, stacked, precision=jax.lax.Precision.HIGHEST))
 
 
 def clipped_sum(

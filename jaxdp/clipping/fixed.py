@@ -7,9 +7,12 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from jaxdp import schedules
+from jaxdp import _validate, schedules
 from jaxdp.clipping.clipper import Clipper, clipped_sum, down_to, global_norm, leaf_norms
 from jaxdp.schedules import Schedule
+
+# Of every bound.  Squares of what is smaller begin to leave float32's range: norms below 1e-19 count as 0.
+SMALLEST = 1e-6
 
 
 def _of_step(schedule: Schedule) -> Callable[[PyTree, Any], Array]:
@@ -18,11 +21,12 @@ def _of_step(schedule: Schedule) -> Callable[[PyTree, Any], Array]:
 
 
 def _as_schedule(l2_norm_clip: float | Schedule) -> Schedule:
-    """A bound as a function of the step."""
+    """A bound as a function of the step, never below `SMALLEST`."""
     if callable(l2_norm_clip):
-        return l2_norm_clip
-    if not (math.isfinite(l2_norm_clip) and l2_norm_clip > 0):
-        raise ValueError(f"l2_norm_clip={l2_norm_clip}: must be finite and > 0, or a schedule")
+        return lambda step: jnp.maximum(l2_norm_clip(step), SMALLEST)
+    _validate.positive(l2_norm_clip=l2_norm_clip)
+    if l2_norm_clip < SMALLEST:
+        raise ValueError(f"l2_norm_clip={l2_norm_clip}: must be >= {SMALLEST:g}, or scale the loss up")
     return schedules.constant(l2_norm_clip)
 
 
@@ -42,7 +46,7 @@ def flat(l2_norm_clip: float | Schedule) -> Clipper:
 
     return Clipper(
         name="flat",
-        clip=clip,
+        rule=clip,
         sensitivity=_of_step(bound),
         noise_scale=lambda summed, state, step: bound(step),
     )
@@ -58,8 +62,7 @@ def automatic(l2_norm_clip: float | Schedule, gamma: float = 0.01) -> Clipper:
     Formal guarantee: as `flat`.
     """
     bound = _as_schedule(l2_norm_clip)
-    if not (math.isfinite(gamma) and gamma > 0):
-        raise ValueError(f"gamma={gamma}: must be finite and > 0")
+    _validate.positive(gamma=gamma)
 
     def clip(grads, state, step, mask):
         norms = leaf_norms(grads)
@@ -69,7 +72,7 @@ def automatic(l2_norm_clip: float | Schedule, gamma: float = 0.01) -> Clipper:
 
     return Clipper(
         name="automatic",
-        clip=clip,
+        rule=clip,
         sensitivity=_of_step(bound),
         noise_scale=lambda summed, state, step: bound(step),
     )
@@ -95,7 +98,7 @@ def per_layer(l2_norm_clip: float | Schedule) -> Clipper:
     bound = _as_schedule(l2_norm_clip)
     return Clipper(
         name="per_layer",
-        clip=_clip_each(lambda step, layers: bound(step) / math.sqrt(layers)),
+        rule=_clip_each(lambda step, layers: bound(step) / math.sqrt(layers)),
         sensitivity=_of_step(bound),
         noise_scale=lambda summed, state, step: bound(step),
     )
@@ -114,8 +117,7 @@ def per_layer_published(l2_norm_clip: float | Schedule, layers: int) -> Clipper:
     Formal guarantee: adding or removing one example moves the sum by at most C(t) sqrt(L) in L2 norm.
     """
     bound = _as_schedule(l2_norm_clip)
-    if layers != int(layers) or layers < 1:
-        raise ValueError(f"layers={layers}: must be a whole number >= 1, the number of parameter tensors")
+    _validate.whole(layers=layers)
 
     def bound_of_layer(step, found):
         if found != layers:
@@ -124,7 +126,7 @@ def per_layer_published(l2_norm_clip: float | Schedule, layers: int) -> Clipper:
 
     return Clipper(
         name="per_layer_published",
-        clip=_clip_each(bound_of_layer),
+        rule=_clip_each(bound_of_layer),
         sensitivity=lambda state, step: bound(step) * jnp.float32(math.sqrt(layers)),
         noise_scale=lambda summed, state, step: bound(step),
         noise_to_sensitivity=1 / math.sqrt(layers),
@@ -157,7 +159,7 @@ def l2_max(low: float = 0.1, high: float = 32.0) -> Clipper:
         name="l2_max",
         private=False,
         reason="l2-max clipping scales the noise by norms of private gradients",
-        clip=clip,
+        rule=clip,
         sensitivity=None,
         noise_scale=lambda summed, state, step: summed.statistic / jnp.maximum(summed.examples, 1),
     )

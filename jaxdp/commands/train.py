@@ -3,13 +3,12 @@
 import dataclasses
 import datetime
 import pathlib
-import sys
 from typing import Any
 
 import tyro
 
 from jaxdp import records
-from jaxdp.training import configured, record
+from jaxdp.training import checkpoints, configured, record
 from jaxdp.training.config import TrainConfig
 
 
@@ -27,16 +26,16 @@ class Config:
     """Show a progress bar."""
 
 
-def default(config: Config) -> Config:
-    """What options that are not given stand for: of a run that goes on, what it was begun with."""
+def begun(config: Config) -> Config | None:
+    """The options of the run that goes on; None where none does."""
     folder = None if config.output is None else config.output / "checkpoints"
-    if not config.resume or folder is None or configured.checkpoints.latest_step(folder) is None:
-        return Config()
+    if not config.resume or folder is None or checkpoints.latest_step(folder) is None:
+        return None
     return Config(what=configured.going_on(folder))
 
 
-def run(config: Config) -> int:
-    """Trains; returns 130 where it was interrupted."""
+def run(config: Config) -> None:
+    """Trains, and writes the record."""
     if config.resume and config.output is None:
         raise ValueError("resume=True: needs --output, the folder of the run to go on with")
     now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
@@ -46,17 +45,17 @@ def run(config: Config) -> int:
         made = configured.build(config.what)
         result = made.train(folder=folder, resume=config.resume, progress=config.progress)
     except KeyboardInterrupt:
-        print(
-            f"\njaxdp train: interrupted; go on with: jaxdp train --output {output} --resume", file=sys.stderr
+        begun = checkpoints.latest_step(folder) is not None
+        how = (
+            f"go on with jaxdp train --output {output} --resume" if begun else "no checkpoint was written yet"
         )
-        return 130
+        raise KeyboardInterrupt(how) from None
     report(config, made, result, output)
-    return 0
 
 
 def report(config: Config, made: configured.Run, result: Any, output: pathlib.Path) -> None:
     """Writes the record and prints what came out."""
-    written = record.train_record(made, result, name=records.run_name(output))
+    written = record.train_record(made, result)
     path = records.write(written, output)
     metrics = written["metrics"]
     if result.stopped_by_budget:

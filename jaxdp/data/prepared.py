@@ -75,7 +75,9 @@ def prepare(name: str, originals: pathlib.Path | None = None) -> pathlib.Path:
         _store(partial, name, CATALOGUE[name].parse(paths), {k: v.sha256 for k, v in files.items()})
         if (folder / name).exists():
             os.replace(folder / name, folder / f".{name}.partial-old")
+        atomic.to_disk(partial)
         os.replace(partial, folder / name)
+        atomic.to_disk(folder)
         shutil.rmtree(folder / f".{name}.partial-old", ignore_errors=True)
     return folder / name
 

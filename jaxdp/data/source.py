@@ -63,10 +63,7 @@ class Source:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of structure, types, shapes and bytes: tells whether two runs saw the same examples.
-
-        As private as the examples.
-        """
+        """SHA-256 of structure, types, shapes and bytes: whether two runs saw the same.  As private as they."""
         leaves = self._named()
         described = [f"{name} {leaf.dtype}{list(leaf.shape)}" for name, leaf in leaves.items()]
         digest = hashlib.sha256("\n".join([*described, ""]).encode())

@@ -5,6 +5,8 @@
 | `_per_example` | reads the gradient's jaxpr, and keeps kernels' gradients as their factors                |
 | `factored`     | a leaf of per-example gradients: its squared norms and its weighted sum                  |
 | `microbatches` | how many examples' gradients exist at the same time                                      |
+| `inputs`       | parameters, batches and masks: which are taken, which are refused by name                |
+| `independence` | refuses losses in which an example could see others                                      |
 | `convolution`, `pooling` | forms that XLA runs fast on a CPU                                              |
 | `jaxprs`       | evaluating traced programs equation by equation                                          |
 """
@@ -13,7 +15,8 @@ from jaxdp.gradients._per_example import METHODS as METHODS
 from jaxdp.gradients._per_example import Loss as Loss
 from jaxdp.gradients._per_example import per_example as per_example
 from jaxdp.gradients.factored import Factored as Factored
-from jaxdp.gradients.factored import batch_size as batch_size
 from jaxdp.gradients.factored import is_leaf as is_leaf
 from jaxdp.gradients.factored import squared_norm as squared_norm
 from jaxdp.gradients.factored import weighted_sum as weighted_sum
+from jaxdp.gradients.inputs import as_mask as as_mask
+from jaxdp.gradients.inputs import batch_size as batch_size

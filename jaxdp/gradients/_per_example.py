@@ -19,16 +19,17 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.extend.core import ClosedJaxpr, Literal
-from jaxtyping import Array, Float, PyTree
+from jax.extend.core import Literal
+from jaxtyping import Array, PyTree
 
+from jaxdp import _validate
 from jaxdp.gradients import convolution as convolutions
-from jaxdp.gradients import jaxprs
+from jaxdp.gradients import independence, inputs, jaxprs
 from jaxdp.gradients.factored import Factored
 
 METHODS = ("factored", "dense")
 
-Loss = Callable[[PyTree, PyTree], Float[Array, ""]]
+Loss = Callable[..., Any]  # (params, example, *shared) -> scalar, or (scalar, aux)
 
 
 def _behind(variable, producers, arrange=()):
@@ -87,7 +88,7 @@ def _factors_are_cheaper(positions: int, rows: int, columns: int) -> bool:
 
 def _product(variable, producers) -> _Product | None:
     """The product behind a gradient leaf, where keeping its factors is cheaper than building it."""
-    equation, arrange = _behind(variable, producers)
+    equation, arrange = _behind(variable, producers) if not isinstance(variable, Literal) else (None, ())
     if equation is None or equation.primitive.name != "dot_general":
         return None
     (contracting, batch) = equation.params["dimension_numbers"]
@@ -110,69 +111,74 @@ def _product(variable, producers) -> _Product | None:
     )
 
 
-def _read_products(closed: ClosedJaxpr) -> list[_Product | None]:
-    """For each gradient leaf (every output but the first, the loss) its product, or None."""
-    producers = {variable: equation for equation in closed.jaxpr.eqns for variable in equation.outvars}
-    return [
-        None if isinstance(variable, Literal) else _product(variable, producers)
-        for variable in closed.jaxpr.outvars[1:]
-    ]
-
-
 def per_example(
-    loss_fn: Loss, *, method: str = "factored", convolution: str = "auto"
-) -> Callable[[PyTree, PyTree], tuple[Float[Array, " b"], PyTree]]:
+    loss_fn: Loss, *, has_aux: bool = False, method: str = "factored", convolution: str = "auto"
+) -> Callable[..., tuple[Any, PyTree]]:
     """The losses and gradients of every example of a batch, by `vmap`.
 
     Args:
-      loss_fn: `(params, example) -> scalar`, the loss of ONE example (no batch axis).  Under `vmap` an example
-        cannot see the others, so the gradient of each depends on that example alone.
+      loss_fn: `(params, example, *shared) -> scalar`, the loss of ONE example (no batch axis).  Under `vmap` an
+        example cannot see the others, so the gradient of each depends on that example alone.  For dropout and
+        augmentation give each example its key, as a part of it.
+      has_aux: whether `loss_fn` returns `(loss, aux)`, as in `jax.value_and_grad`.
       method: `factored` (kernels as `Factored` leaves where that is cheaper) or `dense` (every leaf [B, ...]).
-      convolution: `auto`, `patches` or `lax`; see `jaxdp.convolution`.
+      convolution: `auto`, `patches` or `lax`; see `gradients.convolution`.
 
     Returns:
-      A function `(params, batch) -> (losses [B], gradients)`; every array in `batch` has a leading axis B; the
-      gradients have the structure of `params`.
+      A function `(params, batch, *shared) -> (losses [B], gradients)`, with `has_aux`
+      `((losses, aux), gradients)`; every array in `batch` and `aux` has a leading axis B, those in `shared`
+      (frozen weights, a table) are the same for all examples; the gradients have the structure of `params`.
 
     Raises:
-      ValueError: an unknown method or convolution.
+      ValueError: an unknown method or convolution; when called, parameters that are not real floats or no
+        parameters (running statistics), a batch leaf without rows, a loss whose operations see other examples.
 
-    Formal guarantee: the i-th loss and gradient are functions of `params` and the i-th example only.
+    Formal guarantee: the i-th loss and gradient are functions of `params`, `shared` and the i-th example only.
     """
-    if method not in METHODS:
-        raise ValueError(f"method={method!r}: choose from {', '.join(METHODS)}")
-    convolutions.uses_patches(convolution)
+    _validate.one_of(METHODS, method=method)
+    swap = convolutions.uses_patches(convolution) and method == "factored"
 
-    def value_and_grad(params, example):
-        swap = method == "factored" and convolutions.uses_patches(convolution)
-        return jax.value_and_grad(convolutions.with_patches(loss_fn) if swap else loss_fn)(params, example)
+    def value_and_grad(params, example, *shared):
+        loss = convolutions.with_patches(loss_fn) if swap else loss_fn
+        return jax.value_and_grad(loss, has_aux=has_aux)(params, example, *shared)
 
-    def dense(params, batch):
-        return jax.vmap(value_and_grad, in_axes=(None, 0))(params, batch)
+    def gradients_of(params, batch, *shared):
+        inputs.check_parameters(params)
+        inputs.batch_size(batch)
+        params = independence.vary_as(params, batch)
+        products: list[_Product | None] = []
 
-    def factored(params, batch):
-        example = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), batch)
-        closed = jaxprs.flatten_calls(jax.make_jaxpr(value_and_grad)(params, example))
-        products = _read_products(closed)
-        wanted = [closed.jaxpr.outvars[0]]
-        for product, variable in zip(products, closed.jaxpr.outvars[1:], strict=True):
-            wanted += [variable] if product is None else product.operands
-
-        def one(batch_leaves):
-            arguments = [*jax.tree.leaves(params), *batch_leaves]
-            outputs = iter(jaxprs.evaluate(closed.jaxpr, closed.consts, arguments, outputs=wanted))
-            loss = next(outputs)
-            leaves = [
-                next(outputs) if product is None else product.matrices(next(outputs), next(outputs))
+        def one(example):
+            arguments = (params, example, *shared)
+            leaves = jax.tree.leaves(arguments)
+            closed, (shape, _) = jax.make_jaxpr(value_and_grad, return_shape=True)(*arguments)
+            closed = jaxprs.flatten_calls(closed, leaves)
+            independence.check(closed)
+            independence.warn_of_shared_randomness(closed, params, example)
+            shapes, structure = jax.tree.flatten(shape)
+            values, of_gradients = closed.jaxpr.outvars[: len(shapes)], closed.jaxpr.outvars[len(shapes) :]
+            producers = {
+                variable: equation for equation in closed.jaxpr.eqns for variable in equation.outvars
+            }
+            keep = method == "factored"
+            products[:] = [_product(variable, producers) if keep else None for variable in of_gradients]
+            wanted = [
+                part
+                for product, variable in zip(products, of_gradients, strict=True)
+                for part in ([variable] if product is None else product.operands)
+            ]
+            outputs = jaxprs.evaluate(closed.jaxpr, closed.consts, leaves, outputs=[*values, *wanted])
+            parts = iter(outputs[len(shapes) :])
+            return jax.tree.unflatten(structure, outputs[: len(shapes)]), [
+                next(parts) if product is None else product.matrices(next(parts), next(parts))
                 for product in products
             ]
-            return loss, leaves
 
-        losses, leaves = jax.vmap(one)(jax.tree.leaves(batch))
+        value, leaves = jax.vmap(one)(batch)
         leaves = [
             leaf if product is None else Factored(*leaf, arrange=product.arrange)
             for product, leaf in zip(products, leaves, strict=True)
         ]
-        return losses, jax.tree.unflatten(jax.tree.structure(params), leaves)
+        return value, jax.tree.unflatten(jax.tree.structure(params), leaves)
 
-    return dense if method == "dense" else factored
+    return gradients_of

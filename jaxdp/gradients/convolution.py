@@ -2,11 +2,10 @@
 
 XLA's CPU convolution is slow backwards and some thirty times slower inside a `lax.scan` body than outside.
 Written as patches @ kernel the same sum is fast in both, and the kernel's gradient becomes one
-`dot_general`, which `jaxdp.gradients` then keeps as a product.  The pooling between convolutions is swapped
-with them (see `jaxdp.pooling`).  All is done in the jaxpr of the loss: the user's model stays as it is.
+`dot_general`, which `per_example` then keeps as a product.  The pooling between convolutions is swapped
+with them (see `pooling`).  All is done in the jaxpr of the loss: the user's model stays as it is.
 """
 
-import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import JaxprEqn, Literal
 
+from jaxdp import _validate
 from jaxdp.gradients import jaxprs, pooling
 
 FORMS = ("auto", "patches", "lax")
@@ -153,15 +153,7 @@ def _rewritten_scan(equation: JaxprEqn, inputs, rule):
 
 def _contains_plain(jaxpr) -> bool:
     """Whether a plain convolution stands in the jaxpr or in any call or loop inside it."""
-    inner = itertools.chain.from_iterable(
-        value if isinstance(value, tuple | list) else (value,)
-        for equation in jaxpr.eqns
-        for value in equation.params.values()
-    )
-    bodies = (getattr(value, "jaxpr", value) for value in inner)
-    return any(_is_plain(e) for e in jaxpr.eqns) or any(
-        _contains_plain(body) for body in bodies if hasattr(body, "eqns")
-    )
+    return any(map(_is_plain, jaxprs.equations(jaxpr)))
 
 
 def uses_patches(form: str) -> bool:
@@ -170,8 +162,7 @@ def uses_patches(form: str) -> bool:
     Raises:
       ValueError: an unknown form.
     """
-    if form not in FORMS:
-        raise ValueError(f"convolution={form!r}: choose from {', '.join(FORMS)}")
+    _validate.one_of(FORMS, convolution=form)
     return form == "patches" or (form == "auto" and jax.default_backend() == "cpu")
 
 
@@ -191,3 +182,8 @@ def with_patches(function):
         return jax.tree.unflatten(jax.tree.structure(out), outputs)
 
     return rewritten
+
+
+def fast(function):
+    """`function` with its convolutions in the form that this device runs fast (see `uses_patches`)."""
+    return with_patches(function) if uses_patches("auto") else function

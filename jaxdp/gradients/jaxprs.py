@@ -4,7 +4,7 @@ Public API only (`jax.make_jaxpr`, `jax.extend.core`), after the recipe of JAX's
 custom Jaxpr interpreters in JAX".
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -24,6 +24,17 @@ def _body(equation: JaxprEqn, names: dict[str, str]) -> tuple[Jaxpr, Sequence] |
         return None
     body = equation.params[parameter]
     return (body.jaxpr, body.consts) if isinstance(body, ClosedJaxpr) else (body, ())
+
+
+def equations(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:
+    """Every equation, those in calls and loops too."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for parameter in equation.params.values():
+            for value in parameter if isinstance(parameter, tuple | list) else (parameter,):
+                inner = getattr(value, "jaxpr", value)
+                if hasattr(inner, "eqns"):
+                    yield from equations(inner)
 
 
 def bind(equation: JaxprEqn, inputs: Sequence[Any]) -> Sequence[Any]:
@@ -95,10 +106,10 @@ def _needed(jaxpr: Jaxpr, outputs: Sequence) -> list[JaxprEqn]:
     return found[::-1]
 
 
-def flatten_calls(closed: ClosedJaxpr, rule: Rule = lambda equation, inputs: None) -> ClosedJaxpr:
-    """The same program with nested jit and checkpoints inlined, and `rule` applied."""
+def flatten_calls(closed: ClosedJaxpr, arguments: Sequence[Any]) -> ClosedJaxpr:
+    """The same program of the same arguments, with nested jit and checkpoints inlined."""
 
     def program(*arguments):
-        return evaluate(closed.jaxpr, closed.consts, arguments, rule, keep_remat=False)
+        return evaluate(closed.jaxpr, closed.consts, arguments, keep_remat=False)
 
-    return jax.make_jaxpr(program)(*[jax.ShapeDtypeStruct(a.shape, a.dtype) for a in closed.in_avals])
+    return jax.make_jaxpr(program)(*arguments)

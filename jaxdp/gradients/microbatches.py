@@ -1,11 +1,12 @@
 """How many examples' gradients to compute at the same time."""
 
 import math
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
 from jaxtyping import PyTree
+
+from jaxdp.gradients import jaxprs
 
 
 class ExampleBytes(NamedTuple):
@@ -42,11 +43,11 @@ def automatic_size(example: ExampleBytes) -> int:
     return max(_LEAST, 2 ** int(math.log2(max(fits, 1))))
 
 
-def example_bytes(per_example, params: PyTree, batch: PyTree) -> ExampleBytes:
+def example_bytes(per_example, params: PyTree, batch: PyTree, *shared: PyTree) -> ExampleBytes:
     """What one example takes in `per_example(params, batch)`: what an example more adds to its arrays."""
-    two, three = (_traced(per_example, params, batch, size) for size in (2, 3))
+    two, three = (_traced(per_example, params, batch, shared, size) for size in (2, 3))
     gradient = sum(map(_bytes, three.out_avals)) - sum(map(_bytes, two.out_avals))
-    of_two, of_three = list(_sizes(two.jaxpr)), list(_sizes(three.jaxpr))
+    of_two, of_three = _sizes(two.jaxpr), _sizes(three.jaxpr)
     if len(of_two) == len(of_three):
         largest = max(b - a for a, b in zip(of_two, of_three, strict=True))
     else:  # a batching rule of its own, that takes the examples one by one
@@ -54,20 +55,14 @@ def example_bytes(per_example, params: PyTree, batch: PyTree) -> ExampleBytes:
     return ExampleBytes(gradient=gradient, largest=largest)
 
 
-def _traced(per_example, params, batch, size: int):
+def _traced(per_example, params, batch, shared, size: int):
     examples = jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype), batch)
-    return jax.make_jaxpr(per_example)(params, examples)
+    return jax.make_jaxpr(per_example)(params, examples, *shared)
 
 
-def _sizes(jaxpr) -> Iterator[int]:
+def _sizes(jaxpr) -> list[int]:
     """Bytes of every array that is computed, in calls and loops too."""
-    for equation in jaxpr.eqns:
-        yield from (_bytes(variable.aval) for variable in equation.outvars)
-        for parameter in equation.params.values():
-            for value in parameter if isinstance(parameter, tuple | list) else (parameter,):
-                inner = getattr(value, "jaxpr", value)
-                if hasattr(inner, "eqns"):
-                    yield from _sizes(inner)
+    return [_bytes(variable.aval) for equation in jaxprs.equations(jaxpr) for variable in equation.outvars]
 
 
 def _bytes(aval) -> int:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from jaxdp._privatize import PrivatizeState, entropy_key, find_state
+from jaxdp._privatize import PrivatizeState, entropy_key, privatize_state
 from jaxdp.gradients import Loss
 from jaxdp.plan import Plan
 from jaxdp.schedules import Parametric
@@ -117,6 +117,17 @@ class Program:
     def __post_init__(self):
         _ = self.plan.batches  # or an error
 
+    def check(self, plan: Plan) -> None:
+        """Refuses a plan that this program does not do.
+
+        Raises:
+          ValueError: it differs in more than its seed, its reasons and the factor on its schedule.
+        """
+        mine, other = (_without_arguments(p) for p in (self.plan, plan))
+        for name in ("clipper", "noise_multiplier", "sampler", "steps"):
+            if getattr(mine, name) != getattr(other, name):
+                raise ValueError(f"program: was compiled for another {name} than the plan's")
+
     def init(self, params: PyTree, plan: Plan | None = None) -> TrainState:
         """The first state, with keys from the seed of the plan, or of another plan that shares the program."""
         plan = self.plan if plan is None else plan
@@ -199,9 +210,16 @@ class Program:
         """Whether the filter of an adaptive schedule admits the next step; true without one."""
         if self.plan.policy is None:
             return True
-        private, clipper = find_state(state.opt_state), self.plan.clipper
+        private, clipper = privatize_state(state.opt_state), self.plan.clipper
         assert clipper is not None and clipper.sensitivity is not None
         return self.plan.policy.admits(private.noise, clipper.sensitivity(private.clip, private.step))
+
+
+def _without_arguments(plan: Plan) -> Plan:
+    schedule = _traced(plan)
+    if schedule is None:
+        return plan
+    return dataclasses.replace(plan, noise_multiplier=dataclasses.replace(schedule, factor=1.0))
 
 
 def _traced(plan: Plan) -> Parametric | None:

@@ -61,7 +61,7 @@ def curves(run: Run, result: TrainResult) -> dict[str, list | None]:
 
 
 def train_record(
-    run: Run, result: TrainResult, *, variant: str | None = None, name: str | None = None, **timings: float
+    run: Run, result: TrainResult, *, variant: str | None = None, **timings: float
 ) -> dict[str, Any]:
     """The record of a run, for `records.write`.
 
@@ -69,7 +69,6 @@ def train_record(
       run: what was trained.
       result: what it left.
       variant: its name in tables; None for `variant_name`.
-      name: of the run, the same in the records of all its stretches; None for a run that is never resumed.
       **timings: measured otherwise, to replace the run's own: `ms_per_step`, its
         `ms_per_step_spread` over repeated timings, `examples_per_second`.
     """
@@ -93,6 +92,6 @@ def train_record(
             **timings,
         },
         curves=curves(run, result),
-        run=name,
+        run=result.run,
         ledger=result.ledger.to_json(),
     )

@@ -8,14 +8,11 @@ with the privacy spent is on disk before anyone is shown the parameters that it 
 import dataclasses
 import functools
 import pathlib
-import time
-import uuid
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 import optax
 from jaxtyping import PyTree
 
@@ -23,16 +20,14 @@ from jaxdp import _validate, accounting, data
 from jaxdp.accounting import Claim, filters
 from jaxdp.accounting.ledger import Ledger
 from jaxdp.accounting.statement import Statement, privacy_statement
-from jaxdp.adaptive_noise import Adaptive
 from jaxdp.data.source import Source
 from jaxdp.gradients import Loss
 from jaxdp.plan import Plan
-from jaxdp.training import checkpoints, resume
-from jaxdp.training.program import Diagnostics, Program, TrainState
+from jaxdp.training import resume
+from jaxdp.training.loop import Callback, Evaluate, Loop, Store
+from jaxdp.training.program import Program, TrainState
 from jaxdp.training.resume import Curves
 
-Callback = Callable[[int, PyTree], Any]
-Evaluate = Callable[[PyTree], Mapping[str, Any]]
 UNNOISED = "exact training loss and clip counts are recorded without noise"
 
 
@@ -157,18 +152,22 @@ def train(
         plan = dataclasses.replace(plan, reasons=(*plan.reasons, UNNOISED))
     every = max(1, plan.steps // 10) if every is None else every
     _validate.whole(every=every)
-    store = _Store(None if folder is None else pathlib.Path(folder), resume, dict(document or {}))
-    plan = store.fitted(plan)
     source = _source(data, plan)
-    if program is None:
-        program = Program(
-            plan=plan, loss_fn=loss_fn, optimizer=optimizer, decode=source.decode, ema_decay=ema_decay,
-            microbatch_size=microbatch_size,
-        )  # fmt: skip
-    run = _Run(plan=plan, program=program, source=source, claim=claim, every=every, evaluate=evaluate)
-    run = dataclasses.replace(run, callbacks=tuple(callbacks), diagnostics=diagnostics, progress=progress)
-    first = dataclasses.replace(program, optimizer=optimizer).init(params, plan)
-    return run.go(store, first, budget)
+    store = Store(None if folder is None else pathlib.Path(folder), resume, dict(document or {}))
+    with store:
+        plan = store.fitted(plan)
+        if program is None:
+            program = Program(
+                plan=plan, loss_fn=loss_fn, optimizer=optimizer, decode=source.decode, ema_decay=ema_decay,
+                microbatch_size=microbatch_size,
+            )  # fmt: skip
+        elif store.going_on and plan.policy is not None:  # under the filter that the run began with
+            program = dataclasses.replace(program, plan=plan)
+        program.check(plan)
+        run = _Run(plan=plan, program=program, source=source, claim=claim, every=every, evaluate=evaluate)
+        run = dataclasses.replace(run, callbacks=tuple(callbacks), diagnostics=diagnostics, progress=progress)
+        first = dataclasses.replace(program, optimizer=optimizer).init(params, plan)
+        return run.go(store, first, budget)
 
 
 def _source(given: Any, plan: Plan) -> Source:
@@ -178,29 +177,6 @@ def _source(given: Any, plan: Plan) -> Source:
             f"data={source.examples} examples: the plan's sampler draws from {plan.batches.examples}"
         )
     return source
-
-
-class _Store:
-    """The folder of a run, or none."""
-
-    def __init__(self, folder: pathlib.Path | None, wanted: bool, document: dict[str, Any]):
-        self.folder, self.document, self.writer = folder, document, None
-        self.going_on = folder is not None and checkpoints.latest_step(folder) is not None
-        if self.going_on and not wanted:
-            raise ValueError(f"folder={str(folder)!r}: holds checkpoints already; resume, or choose another")
-        self.run = uuid.uuid4().hex
-
-    def fitted(self, plan: Plan) -> Plan:
-        """The plan with the filter of the run that goes on."""
-        if not self.going_on:
-            return plan
-        kept = resume.kept_filter(self.folder, adaptive=plan.policy is not None)
-        if kept is None:
-            return plan
-        assert isinstance(plan.noise_multiplier, Adaptive)
-        return dataclasses.replace(
-            plan, noise_multiplier=dataclasses.replace(plan.noise_multiplier, kept=kept)
-        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -217,7 +193,7 @@ class _Run:
     diagnostics: bool = False
     progress: bool = False
 
-    def go(self, store: _Store, state: TrainState, budget: float | None) -> TrainResult:
+    def go(self, store: Store, state: TrainState, budget: float | None) -> TrainResult:
         arrays = jax.tree.map(jax.numpy.asarray, self.source.arrays)
         spent, curves, identity = Ledger(), {}, None
         if store.folder is not None:
@@ -227,13 +203,12 @@ class _Run:
             state, spent, curves, store.run = resumed
         spent_at, stop = self._planned(spent, state, budget)
         claimed(spent_at(state, stop) if self.plan.policy is None else spent, self.claim)  # or refused
-        stop = max(spent.steps, stop)
-        writer = None if store.folder is None else checkpoints.Writer(store.folder)
-        try:
-            timings = _Loop(self, writer, store, identity, spent_at, curves).advance(state, arrays, stop)
-        finally:
-            if writer is not None:
-                writer.close()
+        loop = Loop(
+            program=self.program, plan=self.plan, store=store, identity=identity, spent_at=spent_at,
+            curves=curves, every=self.every, evaluate=self.evaluate, callbacks=self.callbacks,
+            diagnostics=self.diagnostics, progress=self.progress,
+        )  # fmt: skip
+        timings = loop.advance(state, arrays, max(spent.steps, stop))
         return self._result(*timings, store, spent.steps, spent_at, curves)
 
     def _planned(self, before: Ledger, state: TrainState, budget: float | None):
@@ -291,86 +266,3 @@ class _Run:
             compile_seconds=compile_seconds,
             stopped_by_budget=done < self.plan.steps,
         )
-
-
-class _Loop:
-    """Epochs, with evaluation, checkpoints, callbacks and the bar between them."""
-
-    def __init__(self, run: _Run, writer, store: _Store, identity, spent_at, curves: Curves):
-        self.run, self.writer, self.store, self.identity = run, writer, store, identity
-        self.spent_at, self.curves = spent_at, curves
-        self.waiting: Any = None
-
-    def advance(self, state: TrainState, arrays: PyTree, stop: int) -> tuple[TrainState, float, float]:
-        """Steps to `stop`; returns the state, seconds and compile seconds."""
-        from tqdm import tqdm
-
-        run, program = self.run, self.run.program
-        began = time.perf_counter()
-        jax.block_until_ready(program.epoch(run.plan, state, arrays, 0))  # compiles, and takes no step
-        if run.evaluate is not None:
-            jax.block_until_ready(run.evaluate(state.evaluated))
-        compile_seconds = time.perf_counter() - began
-        first = done = int(state.step)
-        self._show(first, state)
-        bar = tqdm(total=stop, initial=first, unit="step", disable=not run.progress)
-        began = time.perf_counter()
-        for pause in _pauses(first, stop, run.every):
-            state, diagnostics = program.epoch(run.plan, state, arrays, pause)
-            reached = pause if run.plan.policy is None else int(state.step)
-            if reached == done:
-                break  # the filter stopped where the last pause was
-            self._measure(reached, state, diagnostics)
-            if self.writer is not None:
-                self._flush()
-                self._save(reached, state)
-            self._show(reached, state)
-            bar.update(reached - done)
-            done = reached
-        self._flush()
-        jax.block_until_ready(state.params)
-        seconds = time.perf_counter() - began
-        bar.close()
-        return state, seconds, compile_seconds
-
-    def _show(self, step: int, state: TrainState) -> None:
-        for callback in self.run.callbacks:
-            callback(step, state.params)
-
-    def _save(self, step: int, state: TrainState) -> None:
-        assert self.writer is not None
-        spent = self.spent_at(state, step)
-        document = {**self.store.document, "run": self.store.run, **self.identity}
-        self.writer.save(
-            step, resume.storable(state), {**document, "ledger": spent.to_json(), "curves": self.curves}
-        )
-
-    def _measure(self, step: int, state: TrainState, diagnostics: Diagnostics) -> None:
-        """Keeps what was measured, to be read one epoch late so that the device never waits for the host."""
-        self._flush()
-        measured = {} if self.run.evaluate is None else dict(self.run.evaluate(state.evaluated))
-        bound = getattr(state.private.clip, "bound", None) if state.private is not None else None
-        if bound is not None:
-            measured["l2_norm_clip"] = bound
-        if self.run.diagnostics:
-            measured |= {"training_loss": diagnostics.loss, "clipped": diagnostics.clipped}
-        self.waiting = (step, measured, state.overflow)
-
-    def _flush(self) -> None:
-        if self.waiting is None:
-            return
-        step, measured, overflow = self.waiting
-        self.waiting = None
-        if bool(overflow):
-            raise ValueError(
-                f"step<={step}: a Poisson batch outgrew its places, which happens with probability below "
-                "1e-9 a run; the steps since the last checkpoint are void, run again"
-            )
-        for name, value in {"step": step, **measured}.items():
-            value = float(np.linalg.norm(value)) if name == "l2_norm_clip" else np.asarray(value).item()
-            self.curves.setdefault(name, []).append(value)
-
-
-def _pauses(first: int, stop: int, every: int) -> list[int]:
-    """Where to pause: at multiples of `every`, and at the end."""
-    return [*range((first // every + 1) * every, stop, every), stop] if stop > first else []

@@ -1,6 +1,5 @@
 import itertools
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.ndimage import correlate1d
@@ -56,9 +55,6 @@ def test_errors_of_one_pixel():
     np.testing.assert_allclose(metrics.mse(x, truth), [0, 0.04], rtol=1e-6)
     np.testing.assert_allclose(metrics.rmse(x, truth), [0, 0.2], rtol=1e-6)
     np.testing.assert_allclose(metrics.psnr(x, truth), [np.inf, 13.9794], rtol=1e-5)
-    np.testing.assert_array_equal(metrics.success(x, truth), [True, False])
-    np.testing.assert_array_equal(metrics.success(x, truth, 0.21), [True, True])
-    assert not metrics.success(np.full_like(x, np.nan), truth).any()
 
 
 def test_gain_is_nothing_for_the_mean_and_one_for_the_truth():
@@ -89,18 +85,12 @@ def test_match_finds_the_best_of_all_permutations():
     np.testing.assert_array_equal(metrics.matched(shuffled, np.stack([truth] * 2)), np.stack([truth] * 2))
 
 
-def test_accuracy():
-    logits = jnp.array([[1.0, 2.0], [3.0, 0.0], [0.0, 1.0], [5.0, 4.0]])
-    assert metrics.accuracy(logits, jnp.array([1, 0, 0, 1])) == 0.5
-
-
 @pytest.mark.parametrize(
     "call, word",
     [
         (lambda: metrics.mse(images(0, 2), images(0, 3)), "shape"),
         (lambda: metrics.mse(np.zeros(3), np.zeros(3)), "3 trailing axes"),
         (lambda: metrics.ssim(images(0, 2), images(0, 2, size=8)), "shape"),
-        (lambda: metrics.success(images(0, 2), images(0, 2), 0.0), "threshold=0.0"),
         (lambda: intervals.wilson(3, 2), "successes=3"),
         (lambda: intervals.wilson(1, 2, confidence=1.0), "confidence=1.0"),
         (lambda: intervals.success_rate(np.zeros(0, bool)), "trials=0"),

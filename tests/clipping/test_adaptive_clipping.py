@@ -208,12 +208,14 @@ def test_no_noise_takes_the_bound_out_of_its_public_range(name, rate):
 
 
 def test_an_impossible_split_in_a_loop_never_passes_for_private():
-    """Whoever scales sigma past the check gets no number, not too little noise."""
+    """Whoever scales sigma past the check gets an error, or compiled no number; not too little noise."""
     transform = privatize(make("quantile"), schedules.linear(10, start=3.0, end=5.0), EXPECTED)
     for step, possible in ((0, True), (5, False), (9, False)):
         state = transform.init(PARAMS)._replace(step=jnp.int32(step))
-        updates, _ = transform.update(examples([1.0]), state)
+        updates, _ = jax.jit(transform.update)(examples([1.0]), state)
         assert np.isfinite(flat(updates)).all() == possible
+    with pytest.raises(ValueError, match=r"step=9: noise_multiplier=4\.8"):
+        transform.update(examples([1.0]), state)
 
 
 def test_the_split_is_checked_at_every_step_of_a_schedule():

@@ -105,9 +105,13 @@ class TestEveryClipper:
         grads, clipper = per_example_gradients(), make(name)
         half = jnp.arange(B) < B // 2
         parts = jax.tree.map(jnp.add, clip(clipper, grads, mask=half), clip(clipper, grads, mask=~half))
+        whole = clip(clipper, grads)
         jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), parts, clip(clipper, grads)
-        )
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+            parts._replace(bounds=()), whole._replace(bounds=()),
+        )  # fmt: skip
+        if clipper.sensitivity is not None:
+            assert parts.bounds.parts == 2 and parts.sensitivity == whole.sensitivity
 
     def test_takes_factored_gradients(self, name):
         keys = jax.random.split(jax.random.key(0), 3)
@@ -178,16 +182,6 @@ def test_float16_gradients_do_not_escape_by_underflow():
     summed = clipping.flat(1e-3).clip(grads, (), 0, jnp.array([True, False]))
     assert total_norm(summed.gradients) == pytest.approx(1e-3, rel=1e-3)
     assert summed.gradients["a"].dtype == jnp.float32
-
-
-def test_factors_out_of_range_do_not_escape():
-    """One factor's square underflows, the other's is huge: the product is not small."""
-    left = jnp.full((2, 1, 1_000), 1e-23).at[1].set(1.0)
-    right = jnp.full((2, 1, 1_000), 1e18).at[1].set(1e-4)
-    grads = {"k": gradients.Factored(left, right, arrange=(("reshape", (1_000, 1_000)),))}
-    summed = clipping.flat(0.01).clip(grads, (), 0, jnp.ones(2, bool))
-    assert summed.nonfinite == 1
-    assert total_norm(summed.gradients) <= 0.01 * (1 + 1e-5)
 
 
 def test_cancelling_positions_do_not_escape():

@@ -1,11 +1,14 @@
 """The attack command around the attack itself: settings, table, break-down, figure, records, checkpoints."""
 
+import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 
 from jaxdp import atomic, cli
+from jaxdp.attacks import Leak, Reconstruction, evaluate
 from jaxdp.intervals import wilson
 from jaxdp.laboratory import records as results
 from jaxdp.laboratory.leakage import command as attack
@@ -13,18 +16,21 @@ from jaxdp.laboratory.leakage import picture, sweep
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
-CONFIG = attack.Config(data="digits", image_size=8, victims=4, sigmas=(0.01, 0.1), activation="relu")
+CONFIG = attack.Config(
+    target=attack.Target(data="digits", image_size=8, activation="relu"),
+    settings=attack.Settings(victims=4, sigmas=(0.01, 0.1)),
+)
 
 
 @pytest.fixture(scope="module")
 def model():
-    return attack.load(CONFIG)[0]
+    return attack.load(CONFIG.target, CONFIG.settings)[0]
 
 
 def table_rows(model):
     """Rows as the sweep makes them, success falling with the noise."""
     rows = []
-    for point in sweep.points(model, attack.settings(CONFIG)):
+    for point in sweep.points(model, CONFIG.settings):
         hits = 8 if point.sigma == 0 else (6 if point.attack == "posterior" and point.sigma < 0.1 else 1)
         shares = {"exact": wilson(hits, 8), "recognisable": wilson(hits, 8), "victims": 8}
         numbers = dict(rmse=0.1, gain=0.5, labels=1.0, iterations=10.0, seconds=1.0, ssim=0.5)
@@ -34,9 +40,9 @@ def table_rows(model):
 
 
 def test_every_leak_point_is_tried_at_every_sigma(model):
-    points = [(p.name, p.sigma, p.attack) for p in sweep.points(model, attack.settings(CONFIG))]
+    points = [(p.name, p.sigma, p.attack) for p in sweep.points(model, CONFIG.settings)]
     assert len(points) == len(set(points))
-    for sigma in CONFIG.sigmas:
+    for sigma in CONFIG.settings.sigmas:
         assert ("noised", sigma, "published") in points
         assert {("noised", sigma), ("noised batch", sigma), ("window", sigma)} <= {
             (name, s) for name, s, method in points if method == "posterior"
@@ -44,6 +50,33 @@ def test_every_leak_point_is_tried_at_every_sigma(model):
     for name in ("raw", "clipped"):
         assert {m for n, _, m in points if n == name} == {"published", "signal", "relu"}
     assert ("update", 0.0, "published") in points
+
+
+def test_every_attack_is_explained(model):
+    assert {"analytic", *sweep.attacks(model)} == set(sweep.MEANING)
+
+
+def test_images_of_a_batch_stand_in_the_order_of_the_originals(model, monkeypatch):
+    def reversed_batches(setting, method, params, x, y, key, conditions, progress):
+        empty = np.zeros(len(x))
+        return {}, Reconstruction(x[:, ::-1], y[:, ::-1], empty, empty, empty)
+
+    monkeypatch.setattr(sweep, "evaluate", reversed_batches)
+    for _, found in sweep.sweep(model, CONFIG.settings):
+        np.testing.assert_array_equal(found, model.x[:4])
+
+
+@pytest.mark.parametrize("name", ["published", "signal"])
+def test_a_network_without_biases_is_attacked_by_another_label_rule(name):
+    target = attack.Target(image_size=12, model="cnn")
+    network = attack.load(target, CONFIG.settings)[0]
+    method = dataclasses.replace(sweep.attacks(network)[name], iterations=2)
+    x, y = network.x[:3, None], network.y[:3, None]
+    row, found = evaluate(
+        network.setting(Leak(clip="flat")), method, network.params, x, y, jax.random.key(0), lanes=3
+    )
+    np.testing.assert_array_equal(found.labels, y)
+    assert row["knowledge"]["labels"] == "inferred by column_norm"
 
 
 def test_break_down_is_the_first_sigma_below_half(model):

@@ -325,7 +325,7 @@ def poisson_claimed_but_not_done(monkeypatch):
 
 def bound_schedule_in_the_noise_only(monkeypatch):
     def change(clipper):
-        return dataclasses.replace(clipper, clip=lambda g, s, t, mask: clipping.flat(2.0).clip(g, s, 0, mask))
+        return dataclasses.replace(clipper, rule=lambda g, s, t, mask: clipping.flat(2.0).rule(g, s, 0, mask))
 
     with_clipper(monkeypatch, change)
 

@@ -1,4 +1,4 @@
-"""Adam with cosine decay, plain or on the gradient's sign (Geiping et al. 2020), kept in the box.
+"""Adam with cosine decay (Geiping et al. 2020), kept in the box.
 
 Slower to the last digit than L-BFGS, and the one that still moves where curvature says nothing: ReLU networks
 and the flat gradients of trained ones.
@@ -25,12 +25,11 @@ class AdamState(NamedTuple):
     done: Array
 
 
-def adam(learning_rate: float = 0.03, signed: bool = False, keep_last: bool = False) -> Solver:
+def adam(learning_rate: float = 0.03, keep_last: bool = False) -> Solver:
     """The solver; its step size follows a cosine from `learning_rate` to 0 as the problem's `progress` says.
 
     Args:
       learning_rate: at the start.
-      signed: feed the sign of the gradient.
       keep_last: keep the last point instead of the best one, for an objective that changes on the way.
     """
     optimizer = optax.scale_by_adam()
@@ -46,7 +45,7 @@ def adam(learning_rate: float = 0.03, signed: bool = False, keep_last: bool = Fa
         value, gradient = jax.value_and_grad(problem.objective)(z)
         gradient = jnp.where(jnp.isfinite(gradient), gradient, 0)
         better = (value < state.value) | keep_last
-        updates, moments = optimizer.update(jnp.sign(gradient) if signed else gradient, state.moments)
+        updates, moments = optimizer.update(gradient, state.moments)
         value = jnp.where(better, value, state.value)
         step = learning_rate * 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(problem.progress, 0, 1)))
         return AdamState(

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
 
 class Problem(NamedTuple):
@@ -17,13 +17,11 @@ class Problem(NamedTuple):
 
     Attributes:
       objective: z -> scalar.
-      residual: z -> pytree whose half squared norm is the objective; None where there is none.
       lower, upper: box on z, infinite where free.
       progress: share of the iterations that are spent, for solvers whose step size decays.
     """
 
     objective: Callable[[Array], Array]
-    residual: Callable[[Array], PyTree] | None = None
     lower: Array | float = -jnp.inf
     upper: Array | float = jnp.inf
     progress: Array | float = 0.0

@@ -1,12 +1,13 @@
 """What an adversary makes of every variant of a comparison, at each leak point and stage of training.
 
-All cases with the same batch size share their programs: a raw gradient is one clipped to an enormous bound, and
+All cases with the same batch size share their programs: a raw gradient is one clipped to an infinite bound, and
 bounds, noise and parameters are arguments.  Labels behind noise are inferred once for each case, with its
 parameters shared by all its victims, and not again in each lane.
 """
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,15 +17,27 @@ import numpy as np
 from jaxtyping import PyTree
 
 from jaxdp import clipping, gradients
-from jaxdp.attacks import Attack, Leak, Public, engine, metrics, observe
-from jaxdp.attacks import judge as evaluation
-from jaxdp.attacks.attack import infer_labels
-from jaxdp.attacks.engine import Reconstruction, Victims
-from jaxdp.attacks.portfolio import POSTERIOR, SIGNAL, SMOOTH, invert_portfolio
+from jaxdp.attacks import (
+    Attack,
+    Conditions,
+    Leak,
+    Public,
+    Reconstruction,
+    Setting,
+    Victims,
+    invert_many,
+    judge,
+    knowledge,
+    lanes,
+    leaks,
+    metrics,
+    observe,
+)
+from jaxdp.attacks.labels import infer_labels
+from jaxdp.attacks.portfolio import POSTERIOR, SIGNAL, SMOOTH, bounded_by_themselves, invert_portfolio
 from jaxdp.gradients import convolution
 from jaxdp.laboratory import records as results
 
-_UNBOUNDED = 1e9
 _SHOWN = 5  # reconstructions kept in a record
 
 
@@ -100,32 +113,21 @@ class Bench:
           unnoised: whether the attacks that want exact gradients are tried as well.
           seed: of noise and starts.
         """
-        leak = Leak(clip="flat", batch_size=batch_size)
-        x, y = self.batches(batch_size)
-        count = len(x)
-        bounds = [_UNBOUNDED if case.clip == "none" else self._bound(case) for case in cases]
-        own = jax.tree.map(
-            lambda *leaves: np.repeat(np.stack(leaves), count, axis=0), *(case.params for case in cases)
-        )
-        xs, ys = (np.tile(v, (len(cases), *[1] * (v.ndim - 1))) for v in (x, y))
+        setting = self.setting(batch_size)
         noise_key, start_key = jax.random.split(jax.random.key(seed))
-        victims = observe(
-            self.loss_fn, leak, own, xs, ys, noise_key, noise_std=np.concatenate([c.noise_std for c in cases]),
-            bound=np.repeat(np.asarray(bounds, np.float32), count), own_params=True,
-        )  # fmt: skip
-        if unnoised:
-            victims = victims._replace(bound=_norms(victims.observed))
-        else:
-            victims = victims._replace(labels=self._labels(leak, victims, cases))
+        victims = self._leaked(setting.leak, cases, noise_key)
         attacks = self.portfolio(unnoised)
-        known = [dataclasses.replace(a, labels="known") if a.labels == "template" else a for a in attacks]
-        common: dict[str, Any] = dict(
-            public=self.public, input_shape=self.x.shape[1:], classes=self.classes, own_params=True
-        )
-        if len(known) == 1:
-            found = engine.invert(self.loss_fn, leak, known[0], victims, start_key, **common)
+        known = attacks
+        if unnoised:
+            victims = bounded_by_themselves(victims)
         else:
-            found, _ = invert_portfolio(self.loss_fn, leak, known, victims, start_key, **common)
+            victims = victims._replace(labels=self._labels(setting, victims, cases))
+            known = [dataclasses.replace(attack, labels="known") for attack in attacks]
+        if len(known) == 1:
+            found = invert_many(setting, known[0], victims, start_key)
+        else:
+            found, _ = invert_portfolio(setting, known, victims, start_key)
+        count = len(self.x) // batch_size
         parts = [
             Reconstruction(*(np.asarray(field)[i * count : (i + 1) * count] for field in found))
             for i in range(len(cases))
@@ -134,16 +136,36 @@ class Bench:
             self._record(case, part, attacks, batch_size) for case, part in zip(cases, parts, strict=True)
         ]
 
+    def setting(self, batch_size: int) -> Setting:
+        """What the attacks of all cases share."""
+        return Setting(
+            loss_fn=self.loss_fn, leak=Leak(clip="flat", batch_size=batch_size), input_shape=self.x.shape[1:],
+            classes=self.classes, public=self.public,
+        )  # fmt: skip
+
+    def _leaked(self, leak: Leak, cases: Sequence[Case], key: jax.Array) -> Victims:
+        """What leaks of every case and batch, each with the parameters of its case."""
+        x, y = self.batches(leak.batch_size)
+        count = len(x)
+        bounds = [math.inf if case.clip == "none" else self._bound(case) for case in cases]
+        own = jax.tree.map(
+            lambda *leaves: np.repeat(np.stack(leaves), count, axis=0), *(case.params for case in cases)
+        )
+        xs, ys = (np.tile(v, (len(cases), *[1] * (v.ndim - 1))) for v in (x, y))
+        noise_std = np.concatenate([case.noise_std for case in cases])
+        conditions = Conditions(noise_std, np.repeat(np.asarray(bounds, np.float32), count))
+        return observe(self.loss_fn, leak, own, xs, ys, key, conditions, own_params=True)
+
     def _bound(self, case: Case) -> float:
         return self.l2_norm_clip if case.bound is None else case.bound
 
-    def _labels(self, leak: Leak, victims: Victims, cases: Sequence[Case]) -> np.ndarray:
+    def _labels(self, setting: Setting, victims: Victims, cases: Sequence[Case]) -> np.ndarray:
         """The labels that fit each victim's observation best, [cases * batches, B]."""
-        program = _label_program(self.loss_fn, leak, self.classes)
-        count = len(self.x) // leak.batch_size
-        observed = engine.observations(victims, leak, count * len(cases))
+        program = _label_program(setting.static)
+        count = len(self.x) // setting.leak.batch_size
+        observed = leaks.observations(victims, setting.leak, count * len(cases))
         found = [
-            program(case.params, engine.rows(observed, np.arange(i * count, (i + 1) * count)), self.public)
+            program(case.params, lanes.rows(observed, np.arange(i * count, (i + 1) * count)), self.public)
             for i, case in enumerate(cases)
         ]
         return np.concatenate([np.asarray(labels) for labels in found])
@@ -151,12 +173,12 @@ class Bench:
     def _record(self, case: Case, found: Reconstruction, attacks: list[Attack], batch_size: int) -> dict:
         """The record of one case."""
         x, y = self.batches(batch_size)
-        row = evaluation.judge(found, x, y, np.asarray(self.public.mean))
+        row = judge(found, x, y, np.asarray(self.public.mean))
         guess = metrics.matched(found.x, x).reshape(self.x.shape)
         errors = np.round(np.asarray(metrics.rmse(np.nan_to_num(guess), self.x), float), 5).tolist()
         std = float(case.noise_std.mean())
         leak = Leak(clip=case.clip, batch_size=batch_size)
-        known = evaluation.knowledge(leak, attacks[-1], noise_std=std, bound=self._bound(case))
+        known = knowledge(leak, attacks[-1], Conditions(std, self._bound(case)))
         return results.attack_record(
             variant=case.variant,
             seed=0,
@@ -167,7 +189,7 @@ class Bench:
             attack=" or ".join(f"{a.solver} {a.objective}" for a in attacks)
             + (", best by the posterior" if len(attacks) > 1 else ""),
             noise_std=std,
-            knowledge=dataclasses.asdict(known),
+            knowledge=known,
             metrics={
                 **row,
                 "success": row["recognisable"],
@@ -180,26 +202,15 @@ class Bench:
         )
 
 
-def _norms(observed: PyTree) -> np.ndarray:
-    """The norm of each exact gradient: what it can be taken as clipped to.
-
-    Late in training a wrong guess has a gradient hundreds of times as long as the truth's; bounded there, it
-    is compared by its direction, and the attack finds its way.
-    """
-    squares = sum(gradients.squared_norm(leaf) for leaf in jax.tree.leaves(observed))
-    return np.sqrt(np.asarray(squares))
-
-
 @functools.lru_cache(maxsize=32)
-def _label_program(loss_fn, leak: Leak, classes: int):
+def _label_program(setting: Setting):
     """Labels of victims that share their parameters, by templates."""
-    if convolution.uses_patches("auto"):
-        loss_fn = convolution.with_patches(loss_fn)
+    setting = dataclasses.replace(setting, loss_fn=convolution.fast(setting.loss_fn))
 
     def one(params, observation, public):
-        return infer_labels("template", loss_fn, leak, params, observation, public, classes)
+        return infer_labels("template", setting, setting.leak, params, observation, public)
 
-    return jax.jit(jax.vmap(one, in_axes=(None, 0, None)))
+    return jax.jit(leaks.precise(jax.vmap(one, in_axes=(None, 0, None))))
 
 
 def noise_scales(bench: Bench, params: PyTree, clip: str) -> np.ndarray:

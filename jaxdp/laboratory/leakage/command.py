@@ -2,24 +2,25 @@
 
 import json
 import pathlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import jax
 import numpy as np
+from tyro.conf import OmitArgPrefixes
 
-from jaxdp import atomic, data, models
+from jaxdp import _validate, atomic, data, models
 from jaxdp.attacks import metrics, public_knowledge
 from jaxdp.laboratory import records as results
 from jaxdp.laboratory.leakage import forecast, picture, sweep
-from jaxdp.laboratory.leakage.sweep import Model, Settings, break_down
+from jaxdp.laboratory.leakage.sweep import MEANING, Model, Settings, break_down
 from jaxdp.training import configured
 
 _SHOWN = 5  # images kept in a record
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
-    """What is attacked, and how."""
+class Target:
+    """What is attacked, and what is known of it."""
 
     checkpoint: pathlib.Path | None = None
     """Folder of `jaxdp train --output`: its model and data are attacked; None for a fresh model."""
@@ -33,64 +34,49 @@ class Config:
     """Activation; None for the network's own."""
     initialization: str | None = None
     """fan_in, or uniform as in the published attacks; None for uniform with lenet, else fan_in."""
-    victims: int = 16
-    """Examples to reconstruct at each leak point and noise level."""
-    batch_size: int = 4
-    """B of the leak point `batch`; 1 leaves it out."""
-    window: int = 4
-    """Steps of the leak point `window`, which sees the same example at each; 1 leaves it out."""
-    local_steps: int = 4
-    """Local steps behind the leak point `update`; 1 leaves it out."""
-    learning_rate: float = 0.1
-    """Learning rate of the local steps."""
-    l2_norm_clip: float = 1.0
-    """Clip bound C."""
-    sigmas: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 0.1, 1.0)
-    """Noise multipliers for inputs: noise of deviation sigma C is added to the sum of clipped gradients."""
-    label_sigmas: tuple[float, ...] = (1.0, 4.85, 6.0, 15.0)
-    """Noise multipliers for labels and candidates, which leak at far more noise; none leaves them out."""
-    iterations: int = 400
-    """Ticks of the solver; Adam takes at least 1000."""
-    restarts: int = 1
-    """Starts a victim; the attack's own objective chooses."""
     public: int = 512
     """Training examples from which the attacker learns its prior."""
-    seed: int = 0
-    """Seed of weights, noise and starts: the leaks are synthetic, nobody is protected by it."""
+
+    def __post_init__(self):
+        _validate.whole(image_size=self.image_size)
+        _validate.whole(public=self.public, minimum=2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """What is attacked, and how."""
+
+    target: OmitArgPrefixes[Target] = field(default_factory=Target)
+    settings: OmitArgPrefixes[Settings] = field(default_factory=Settings)
+    label_sigmas: tuple[float, ...] = (1.0, 4.85, 6.0, 15.0)
+    """Noise multipliers for labels and candidates, which leak at far more noise; none leaves them out."""
     output: pathlib.Path = pathlib.Path("runs/attack")
     """Folder of attack.json, attack.png and records/, one record a row."""
     progress: bool = True
     """Show progress bars."""
 
+    def __post_init__(self):
+        if not all(np.isfinite(s) and s > 0 for s in self.label_sigmas):
+            raise ValueError(f"label_sigmas={self.label_sigmas}: must be finite and > 0")
 
-def _check(config: Config) -> None:
-    """Refuses settings that make no sense."""
-    for name in ("image_size", "victims", "batch_size", "window", "local_steps", "iterations", "restarts"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name}={getattr(config, name)}: must be >= 1")
-    if config.public < 2:
-        raise ValueError(f"public={config.public}: must be >= 2")
-    for name in ("l2_norm_clip", "learning_rate"):
-        if not (np.isfinite(getattr(config, name)) and getattr(config, name) > 0):
-            raise ValueError(f"{name}={getattr(config, name)}: must be finite and > 0")
-    if not config.sigmas or not all(np.isfinite(s) and s > 0 for s in config.sigmas):
-        raise ValueError(f"sigmas={config.sigmas}: needs at least one finite value > 0")
-    if not all(np.isfinite(s) and s > 0 for s in config.label_sigmas):
-        raise ValueError(f"label_sigmas={config.label_sigmas}: must be finite and > 0")
+    def flat(self) -> dict:
+        """Every option by its name."""
+        own = {"label_sigmas": self.label_sigmas, "output": self.output, "progress": self.progress}
+        return asdict(self.target) | asdict(self.settings) | own
 
 
-def _fresh(config: Config):
+def _fresh(target: Target, seed: int):
     """Data, network, parameters, description and step of a fresh model."""
-    dataset = data.load(config.data)
+    dataset = data.load(target.data)
     if len(dataset.input_shape) == 3:
-        dataset = data.resized(dataset, config.image_size)
+        dataset = data.resized(dataset, target.image_size)
     elif dataset.public_preprocessing:
         dataset = data.standardized(dataset)
-    name = config.model or ("lenet" if len(dataset.input_shape) == 3 else "mlp")
+    name = target.model or ("lenet" if len(dataset.input_shape) == 3 else "mlp")
     made = models.create(
-        name, jax.random.key(config.seed), input_shape=dataset.input_shape, classes=len(dataset.classes),
-        activation=config.activation,
-        initialization=config.initialization or ("uniform" if name == "lenet" else "fan_in"),
+        name, jax.random.key(seed), input_shape=dataset.input_shape, classes=len(dataset.classes),
+        activation=target.activation,
+        initialization=target.initialization or ("uniform" if name == "lenet" else "fan_in"),
     )  # fmt: skip
     return dataset, made, made.params, f"fresh {name}", 0
 
@@ -105,29 +91,24 @@ def _trained(folder: pathlib.Path):
     return run.dataset, run.model, state.params, f"{run.config.model} after {step} steps", step
 
 
-def load(config: Config) -> tuple[Model, str, int]:
+def load(target: Target, settings: Settings) -> tuple[Model, str, int]:
     """What is attacked, its description, and the steps it was trained for."""
-    given = _fresh(config) if config.checkpoint is None else _trained(config.checkpoint)
+    given = _fresh(target, settings.seed) if target.checkpoint is None else _trained(target.checkpoint)
     dataset, network, params, described, step = given
-    known = slice(0, config.public)
+    known = slice(0, target.public)
     floats = lambda x: np.asarray(dataset.to_float(x))  # noqa: E731
-    train_x = floats(dataset.train_x[: max(2048, config.public)])
+    train_x = floats(dataset.train_x[: max(2048, target.public)])
     model = Model(
         loss_fn=models.cross_entropy(network),
         params=params,
-        x=floats(dataset.test_x[: max(1024, config.victims)]),
-        y=np.asarray(dataset.test_y[: max(1024, config.victims)]),
+        x=floats(dataset.test_x[: max(1024, settings.victims)]),
+        y=np.asarray(dataset.test_y[: max(1024, settings.victims)]),
         train_x=train_x,
         train_y=np.asarray(dataset.train_y[: len(train_x)]),
         public=public_knowledge(train_x[known], dataset.train_y[known], classes=len(dataset.classes)),
         classes=len(dataset.classes),
     )
     return model, f"{described}, {dataset.name} {list(dataset.input_shape)}", step
-
-
-def settings(config: Config) -> Settings:
-    """The part of the configuration that the sweep takes."""
-    return Settings(**{name: getattr(config, name) for name in Settings.__dataclass_fields__})
 
 
 def table(rows: list[dict], criterion: metrics.Criterion = metrics.IMAGES) -> str:
@@ -173,7 +154,7 @@ def record(config: Config, row: dict, originals: np.ndarray, found: np.ndarray, 
         shown = min(_SHOWN, len(found))
         images = {"originals": originals[:shown], "reconstructions": found[:shown]}
     return results.attack_record(
-        variant="attack", seed=config.seed, config=asdict(config), stage=None, step=step,
+        variant="attack", seed=config.settings.seed, config=config.flat(), stage=None, step=step,
         leak_point=row["leak"], attack=row["attack"], noise_std=row["noise_std"], knowledge=row["knowledge"],
         metrics=row | {"success": row["recognisable"], "threshold": threshold},
         **images,
@@ -182,40 +163,57 @@ def record(config: Config, row: dict, originals: np.ndarray, found: np.ndarray, 
 
 def run(config: Config) -> None:
     """Attacks, prints the tables, writes attack.json, attack.png and the records."""
-    _check(config)
-    model, described, step = load(config)
-    print(f"{described}; clip C = {config.l2_norm_clip:g}", flush=True)
+    settings = config.settings
+    model, described, step = load(config.target, settings)
+    print(f"{described}; clip C = {settings.l2_norm_clip:g}", flush=True)
     rows, images = [], []
-    for row, found in sweep.sweep(model, settings(config), config.progress):
+    for row, found in sweep.sweep(model, settings, config.progress):
         rows.append(row)
         images.append(found)
-    criterion = metrics.IMAGES if model.x.ndim == 4 else metrics.TABULAR
-    print(table(rows, criterion))
     limits = {attack: break_down(rows, attack) for attack in ("published", "posterior")}
-    for name, limit in limits.items():
-        print(f"{name}: " + ("no break-down" if limit is None else f"breaks down at sigma = {limit:g}"))
-    shared = dict(bound=config.l2_norm_clip, seed=config.seed)
-    labels = forecast.labels(model, config.label_sigmas, victims=min(200, len(model.x)), **shared)
-    candidates = forecast.candidates(model, config.label_sigmas, **shared)
-    errors = forecast.errors(model, config.sigmas, bound=config.l2_norm_clip)
-    if labels:
-        print("\nlabels (chance 1/classes) and one of 10 candidates, after several looks at the same example")
-        print(looks_table(labels, candidates))
+    forecasts = _forecasts(model, config)
+    print(_report(rows, limits, forecasts, metrics.IMAGES if model.x.ndim == 4 else metrics.TABULAR))
     for row, found in zip(rows, images, strict=True):
         results.write(record(config, row, model.x[: len(found)], found, step), config.output / "records")
     document = {
         "attacked": described,
-        "config": asdict(config),
+        "config": config.flat(),
         "environment": results.environment(),
         "selection": "restarts and iterations are chosen by the attack's own objective",
         "break_down": limits,
         "rows": rows,
-        "labels": labels,
-        "candidates": candidates,
-        "expected_errors": errors,
+        **forecasts,
     }
     content = json.dumps(results.plain(document), indent=1, allow_nan=False)
     atomic.write_text(config.output / "attack.json", content + "\n")
-    drawn = picture.figure(rows, images, model.x[: config.victims], labels, candidates, errors)
+    drawn = picture.figure(rows, images, model.x[: settings.victims], *forecasts.values())
     atomic.write_bytes(config.output / "attack.png", drawn)
     print(f"\nwritten: {config.output}/attack.json, attack.png, records/")
+
+
+def _forecasts(model: Model, config: Config) -> dict:
+    """What leaks without a search: labels, candidates, and the error to expect."""
+    bound, seed = config.settings.l2_norm_clip, config.settings.seed
+    few = min(200, len(model.x))
+    return {
+        "labels": forecast.labels(model, config.label_sigmas, victims=few, bound=bound, seed=seed),
+        "candidates": forecast.candidates(model, config.label_sigmas, bound=bound, seed=seed),
+        "expected_errors": forecast.errors(model, config.settings.sigmas, bound=bound),
+    }
+
+
+def _report(rows: list[dict], limits: dict, forecasts: dict, criterion: metrics.Criterion) -> str:
+    """What is printed."""
+    used = dict.fromkeys(row["attack"] for row in rows)
+    lines = [table(rows, criterion), *(f"{name}: {MEANING[name]}" for name in used)]
+    for name, limit in limits.items():
+        lines.append(
+            f"{name}: " + ("no break-down" if limit is None else f"breaks down at sigma = {limit:g}")
+        )
+    if forecasts["labels"]:
+        lines += [
+            "",
+            "labels (chance 1/classes) and one of 10 candidates, after several looks at the same example",
+            looks_table(forecasts["labels"], forecasts["candidates"]),
+        ]
+    return "\n".join(lines)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxdp.laboratory.leakage.sweep import break_down
+from jaxdp.laboratory.leakage.sweep import MEANING, break_down
 
 _SHOWN = 6
 
@@ -41,6 +41,11 @@ def figure(
     _success(top, rows)
     _error(middle, rows, errors)
     _many_looks(bottom, labels, candidates)
+    attacks = dict.fromkeys(row["attack"] for row in rows)
+    canvas.supxlabel(
+        "\n".join(f"{name}: {MEANING[name]}" for name in MEANING if name in attacks),
+        x=0.01, ha="left", fontsize=8,
+    )  # fmt: skip
     buffer = io.BytesIO()
     canvas.savefig(buffer, format="png", dpi=130)
     return buffer.getvalue()
@@ -53,9 +58,10 @@ def _strips(rows, reconstructions, originals):
         place = (row["leak"], row["sigma"])
         if place not in best or row["rmse"] < rows[best[place]]["rmse"]:
             best[place] = index
-    named = [
-        (f"{leak}, σ {sigma:g}" if sigma else leak, reconstructions[i]) for (leak, sigma), i in best.items()
-    ]
+    named = []
+    for (leak, sigma), i in best.items():
+        noise = f", σ {sigma:g}" if sigma else ""
+        named.append((f"{leak}{noise}: {rows[i]['attack']}", reconstructions[i]))
     return [("original", originals), *named]
 
 

@@ -1,9 +1,10 @@
 """One model attacked at every leak point and noise level: the rows of `jaxdp attack`.
 
 Every attack at a leak point is one compiled program: bounds, noise and iterations are arguments, and a raw
-gradient is one clipped to an enormous bound.
+gradient is one clipped to an infinite bound.
 """
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -14,18 +15,32 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from jaxdp.attacks import first_layer as analytic
-from jaxdp.attacks import judge as evaluation
-from jaxdp.attacks.attack import Attack
-from jaxdp.attacks.engine import Reconstruction
-from jaxdp.attacks.given import Public
-from jaxdp.attacks.leaks import Leak, Loss
-from jaxdp.attacks.observe import observe
+from jaxdp import _validate
+from jaxdp.attacks import (
+    Attack,
+    Conditions,
+    Leak,
+    Public,
+    Reconstruction,
+    Setting,
+    evaluate,
+    first_layer,
+    judge,
+    metrics,
+    observe,
+    portfolio,
+)
+from jaxdp.attacks.leaks import Loss
 from jaxdp.attacks.portfolio import PLAIN, POSTERIOR, RELU, SIGNAL
-from jaxdp.attacks.smoothing import has_relu
 from jaxdp.gradients import convolution
 
-_UNBOUNDED = 1e9
+MEANING = {
+    "analytic": "the first layer's input in closed form",
+    "published": "least squares by L-BFGS as published; knows the clip, neither the noise nor other images",
+    "signal": "the same with p - y read off the gradient",
+    "relu": "cosine distance by Adam with smoothed ReLUs",
+    "posterior": "the most probable input; knows the clip, the noise and public images",
+}
 _WINDOW_RATE, _WINDOW_BATCH = 0.1, 32  # SGD between the observations of a window
 
 
@@ -51,21 +66,45 @@ class Model:
     public: Public
     classes: int
 
+    def setting(self, leak: Leak) -> Setting:
+        """The model at a leak point, as an attacker meets it."""
+        return Setting(
+            loss_fn=self.loss_fn, leak=leak, input_shape=self.x.shape[1:], classes=self.classes,
+            public=self.public,
+        )  # fmt: skip
+
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How it is attacked; see `jaxdp.commands.attack.Config`."""
+    """The leak points and how hard each is attacked."""
 
-    victims: int
-    sigmas: Sequence[float]
-    l2_norm_clip: float
-    batch_size: int
-    window: int
-    local_steps: int
-    learning_rate: float
-    iterations: int
-    restarts: int
-    seed: int
+    victims: int = 16
+    """Examples to reconstruct at each leak point and noise level."""
+    batch_size: int = 4
+    """B of the leak point `batch`; 1 leaves it out."""
+    window: int = 4
+    """Steps of the leak point `window`, which sees the same example at each; 1 leaves it out."""
+    local_steps: int = 4
+    """Local steps behind the leak point `update`; 1 leaves it out."""
+    learning_rate: float = 0.1
+    """Learning rate of the local steps."""
+    l2_norm_clip: float = 1.0
+    """Clip bound C."""
+    sigmas: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 0.1, 1.0)
+    """Noise multipliers for inputs: noise of deviation sigma C is added to the sum of clipped gradients."""
+    iterations: int = 400
+    """Ticks of the solver; Adam takes at least 1000."""
+    restarts: int = 1
+    """Starts a victim; the attack's own objective chooses."""
+    seed: int = 0
+    """Seed of weights, noise and starts: the leaks are synthetic, nobody is protected by it."""
+
+    def __post_init__(self):
+        for name in ("victims", "batch_size", "window", "local_steps", "iterations", "restarts"):
+            _validate.whole(**{name: getattr(self, name)})
+        _validate.positive(l2_norm_clip=self.l2_norm_clip, learning_rate=self.learning_rate)
+        if not self.sigmas or not all(math.isfinite(s) and s > 0 for s in self.sigmas):
+            raise ValueError(f"sigmas={self.sigmas}: needs at least one finite value > 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,17 +120,15 @@ class Point:
 
 def attacks(model: Model) -> dict[str, Attack]:
     """The attacks by name: published, `signal`, `relu` where the network has any, and the posterior."""
-    tabular = model.x.ndim == 2
     known = {"published": PLAIN, "signal": SIGNAL, "posterior": POSTERIOR}
-    if has_relu(model.loss_fn, model.params, (model.x[0], model.y[0])):
-        known["relu"] = replace(RELU, tv=0.0) if tabular else RELU
-    start = "mean" if tabular else "constant"
-    return {name: replace(a, start=start) if a.start == "constant" else a for name, a in known.items()}
+    if portfolio.takes_relu(model.setting(Leak()), model.params):
+        known["relu"] = RELU
+    return {name: portfolio.for_rows(attack, model.x.shape[1:]) for name, attack in known.items()}
 
 
 def _begins_dense(model: Model) -> bool:
     try:
-        analytic.first_layer(model.params, model.x.shape[1:])
+        first_layer.first_layer(model.loss_fn, model.params, model.x.shape[1:])
     except ValueError:
         return False
     return True
@@ -103,7 +140,7 @@ def points(model: Model, settings: Settings) -> list[Point]:
     exact = [name for name in attacks(model) if name != "posterior"]
     if _begins_dense(model):
         exact.insert(0, "analytic")
-    rows = [("raw", one, 0.0, name, _UNBOUNDED) for name in exact]
+    rows = [("raw", one, 0.0, name, math.inf) for name in exact]
     rows += [("clipped", one, 0.0, name, bound) for name in exact]
     for name in ("published", "posterior"):
         rows += [("noised", one, sigma, name, bound) for sigma in settings.sigmas]
@@ -121,7 +158,7 @@ def points(model: Model, settings: Settings) -> list[Point]:
 
 def trajectory(model: Model, steps: int, seed: int) -> PyTree:
     """Parameters at `steps` successive steps of SGD from the model's on, stacked, [T, ...]."""
-    loss_fn = convolution.with_patches(model.loss_fn) if convolution.uses_patches("auto") else model.loss_fn
+    loss_fn = convolution.fast(model.loss_fn)
     x, y = jnp.asarray(model.train_x), jnp.asarray(model.train_y)
 
     def step(params, key):
@@ -136,37 +173,34 @@ def trajectory(model: Model, steps: int, seed: int) -> PyTree:
 
 def _closed_form(model: Model, point: Point, params, x, y, key) -> tuple[dict[str, Any], Reconstruction]:
     """The first layer's input read off its gradient: no search."""
-    victims = observe(model.loss_fn, point.leak, params, x, y, key, bound=point.bound)
-    kernel, bias = analytic.first_layer(model.params, x.shape[2:])
-    leaves = jax.tree.leaves(victims.observed)
-    found = np.asarray(jax.vmap(analytic.exact_input)(leaves[kernel], leaves[bias])).reshape(x.shape)
+    victims = observe(model.loss_fn, point.leak, params, x, y, key, Conditions(bound=point.bound))
+    found = first_layer.closed_form(model.loss_fn, model.params, victims, x.shape[2:])
     zeros = np.zeros(len(x))
     result = Reconstruction(found, y, zeros, zeros.astype(int), zeros.astype(int))
-    return evaluation.judge(result, x, y, model.public.mean) | {"labels": float("nan")}, result
+    row = judge(result, x, y, np.asarray(model.public.mean))
+    return row | {"labels": float("nan"), "knowledge": {"model": "gradient of the first layer"}}, result
 
 
 def _attacked(model: Model, settings: Settings, point: Point, params, x, y, key, progress):
-    """Metrics, reconstruction and declared knowledge of one row."""
-    std = point.sigma * settings.l2_norm_clip / point.leak.batch_size
+    """Metrics with the declared knowledge, reconstruction and method of one row."""
     if point.attack == "analytic":
-        row, found = _closed_form(model, point, params, x, y, key)
-        return row, found, {"model": "gradient of the first layer"}, {"method": "closed form"}
+        return *_closed_form(model, point, params, x, y, key), {"method": "closed form"}
     method = attacks(model)[point.attack]
-    budget = settings.iterations if "adam" not in method.solver else max(settings.iterations, 1000)
+    budget = settings.iterations if method.solver != "adam" else max(settings.iterations, 1000)
     method = replace(method, iterations=budget, restarts=settings.restarts)
-    row, found = evaluation.evaluate(
-        model.loss_fn, point.leak, method, params, x, y, key, noise_std=std, bound=point.bound,
-        learning_rate=settings.learning_rate, public=model.public, classes=model.classes, progress=progress,
-    )  # fmt: skip
-    shown = replace(point.leak, clip="none") if point.bound == _UNBOUNDED else point.leak
-    known = evaluation.knowledge(shown, method, noise_std=std, bound=point.bound)
-    return row, found, asdict(known), asdict(method)
+    std = point.sigma * settings.l2_norm_clip / point.leak.batch_size
+    conditions = Conditions(std, point.bound, settings.learning_rate)
+    setting = model.setting(point.leak)
+    row, found = evaluate(setting, method, params, x, y, key, conditions, progress=progress)
+    return row, found, asdict(method)
 
 
 def sweep(
     model: Model, settings: Settings, progress: bool = False
 ) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
     """Attacks every point; yields each row with its reconstructions [victims, *input_shape].
+
+    A batch's gradient does not say which image is which: its images stand in the order that fits the originals.
 
     Raises:
       ValueError: fewer examples than victims.
@@ -183,7 +217,7 @@ def sweep(
         params = model.params if point.leak.window == 1 else window
         key = jax.random.fold_in(jax.random.key(settings.seed), index)
         began = time.perf_counter()
-        row, found, known, method = _attacked(model, settings, point, params, x, y, key, progress)
+        row, found, method = _attacked(model, settings, point, params, x, y, key, progress)
         facts = {
             "leak": point.name,
             "attack": point.attack,
@@ -193,8 +227,8 @@ def sweep(
             "window": point.leak.window,
             "local_steps": point.leak.local_steps,
         }
-        spent = {"seconds": time.perf_counter() - began, "knowledge": known, "method": method}
-        yield facts | row | spent, np.asarray(found.x).reshape(count, *shape)
+        spent = {"seconds": time.perf_counter() - began, "method": method}
+        yield facts | row | spent, metrics.matched(found.x, x).reshape(count, *shape)
 
 
 def break_down(rows: Sequence[dict], attack: str, leak: str = "noised") -> float | None:

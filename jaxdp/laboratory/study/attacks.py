@@ -1,7 +1,7 @@
 """What an adversary makes of the runs of a study, early, in the middle and late, at equal epsilon.
 
 At the noise of a real run nothing that could be recognised comes back from any variant, so two measures that
-still tell variants apart are taken.  The informed adversary (`attacks.hypotheses`) knows all but which of ten
+still tell variants apart are taken.  The informed adversary (`attacks.candidates`) knows all but which of ten
 candidates an example is, and is held against the reconstruction bound of the same steps.  The image attack
 meets the noise of each variant times one common factor, so small that images come back: the shape of the
 schedule is kept, the epsilon is not.

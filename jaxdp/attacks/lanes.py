@@ -11,6 +11,8 @@ import contextlib
 import dataclasses
 import functools
 import os
+import threading
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -19,39 +21,16 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 from tqdm import tqdm
 
-from jaxdp.attacks import priors
-from jaxdp.attacks.attack import Attack, Inversion, inversion
-from jaxdp.attacks.given import Observation, Public
-from jaxdp.attacks.jobs import CompiledOnce, Queue, split
-from jaxdp.attacks.leaks import Leak, Loss
+from jaxdp.attacks.attack import Attack, Inversion, fitted
+from jaxdp.attacks.leaks import Leak, Victims, observations, precise
+from jaxdp.attacks.public import Setting
 from jaxdp.gradients import convolution
 
 _SEGMENT = 25  # ticks between two looks at which lanes are done
 
 
-class Victims(NamedTuple):
-    """What leaked of N victims.
-
-    Attributes:
-      params: parameters at the leak, shared by all victims, or with a leading axis [N] (see `invert`);
-        with `window` > 1 each leaf has an axis [T] (after [N]).
-      observed: the leaked gradients, [N, ...].
-      noise_std: noise per coordinate as the attacker knows it: scalar, [N], or [N, T].
-      bound: clip bound C: scalar or [N].
-      learning_rate: of local steps: scalar or [N].
-      labels: [N, B], only for `labels="known"`.
-    """
-
-    params: PyTree
-    observed: PyTree
-    noise_std: Any = 0.0
-    bound: Any = 1.0
-    learning_rate: Any = 0.1
-    labels: Any = None
-
-
 class Reconstruction(NamedTuple):
-    """What the attack says the inputs were; NumPy arrays.
+    """What the attack says the inputs were; NumPy arrays, without the axis [N] if one gradient was given.
 
     Attributes:
       x: [N, B, *input_shape].
@@ -61,11 +40,11 @@ class Reconstruction(NamedTuple):
       restart: [N], which one was kept.
     """
 
-    x: Float[np.ndarray, "n b ..."]
-    labels: Int[np.ndarray, "n b"]
-    objective: Float[np.ndarray, " n"]
-    iterations: Int[np.ndarray, " n"]
-    restart: Int[np.ndarray, " n"]
+    x: Float[np.ndarray, "..."]
+    labels: Int[np.ndarray, "..."]
+    objective: Float[np.ndarray, "..."]
+    iterations: Int[np.ndarray, "..."]
+    restart: Int[np.ndarray, "..."]
 
 
 class _Programs(NamedTuple):
@@ -89,23 +68,73 @@ def _threads(jobs: int, lanes: int) -> int:
     return max(1, min(cores, 8, -(-jobs // lanes)))
 
 
+def split(count: int, restarts: int, parts: int) -> list[np.ndarray]:
+    """All jobs [n, 2], dealt out in turn."""
+    jobs = np.array([(victim, restart) for victim in range(count) for restart in range(restarts)])
+    return [jobs[part::parts] for part in range(parts)]
+
+
+class CompiledOnce:
+    """A jitted function that threads may share: whoever calls it first compiles, the others wait for that."""
+
+    def __init__(self, function: Callable):
+        self._function, self._lock, self._ready = function, threading.Lock(), False
+
+    def __call__(self, *arguments: Any) -> Any:
+        if self._ready:
+            return self._function(*arguments)
+        with self._lock:
+            result = self._function(*arguments)
+            self._ready = True
+        return result
+
+
+class Queue:
+    """Which job (victim, restart) runs in which lane."""
+
+    def __init__(self, jobs: np.ndarray, lanes: int):
+        self.jobs = jobs
+        self.running = np.full(lanes, -1)
+        self.results: list = [None] * len(self.jobs)
+        self._next = 0
+
+    def refill(self) -> np.ndarray:
+        """Gives the free lanes the next jobs; which lanes got one."""
+        free = np.flatnonzero(self.running < 0)[: len(self.jobs) - self._next]
+        self.running[free] = np.arange(self._next, self._next + free.size)
+        self._next += free.size
+        return np.isin(np.arange(self.running.size), free)
+
+    @property
+    def idle(self) -> np.ndarray:
+        """Lanes without a job."""
+        return self.running < 0
+
+    def at(self) -> tuple[np.ndarray, np.ndarray]:
+        """Victim and restart of every lane, job 0 standing in where there is none."""
+        return tuple(self.jobs[np.maximum(self.running, 0)].T)
+
+    def finish(self, done: np.ndarray, columns) -> None:
+        """Takes the results of the lanes that are done, and frees them."""
+        for lane in np.flatnonzero(done):
+            self.results[self.running[lane]] = [column[lane] for column in columns]
+        self.running[done] = -1
+
+
 @functools.lru_cache(maxsize=128)
-def _programs(
-    loss_fn: Loss, leak: Leak, attack: Attack, input_shape: tuple[int, ...], classes: int, own_params: bool
-) -> _Programs:
+def _programs(setting: Setting, attack: Attack, own_params: bool) -> _Programs:
     """The compiled functions of one combination; victims, bounds, noise and keys are arguments."""
-    if convolution.uses_patches("auto"):
-        loss_fn = convolution.with_patches(loss_fn)
-    lane: Inversion = inversion(loss_fn, leak, attack, input_shape, classes)
+    lane = inversion(setting, attack)
+    solver = lane.solver
     axis = 0 if own_params else None
 
     def load(params, observation, public, key, victim, restart):
         keys = jax.vmap(lambda v, r: jax.random.fold_in(jax.random.fold_in(key, v), r))(victim, restart)
         data, z = jax.vmap(lane.load, in_axes=(axis, 0, None, 0))(params, observation, public, keys)
-        return data, jax.vmap(lane.solver.init)(z), jnp.full(z.shape[0], jnp.inf, z.dtype)
+        return data, jax.vmap(solver.init)(z), jnp.full(z.shape[0], jnp.inf, z.dtype)
 
     def tick_lane(params, data, public, state, iterations):
-        return lane.solver.tick(lane.problem(params, data, public, state.ticks / iterations), state)
+        return solver.tick(lane.problem(params, data, public, state.ticks / iterations), state)
 
     tick = jax.vmap(tick_lane, in_axes=(axis, 0, None, 0, None))
 
@@ -126,7 +155,9 @@ def _programs(
         return jax.lax.while_loop(busy, go, (0, state, first))[1:]
 
     finish = jax.vmap(lane.decode, in_axes=(0, None, 0))
-    return _Programs(*(CompiledOnce(jax.jit(function)) for function in (load, _where, advance, finish)))
+    return _Programs(
+        *(CompiledOnce(jax.jit(precise(function))) for function in (load, _where, advance, finish))
+    )
 
 
 def _compiled_part(attack: Attack) -> Attack:
@@ -143,64 +174,26 @@ def _where(mask, new, old):
     return jax.tree.map(choose, new, old)
 
 
-def grey(input_shape: tuple[int, ...]) -> Public:
-    """What an attacker without public data assumes: grey."""
-    x = jnp.full(input_shape, 0.5)
-    return Public(x[None], jnp.full(1, -1, jnp.int32), x, None)
+def inversion(setting: Setting, attack: Attack) -> Inversion:
+    """The attack's functions with the network in the form that this device runs fast."""
+    static = setting.static
+    return Inversion(dataclasses.replace(static, loss_fn=convolution.fast(static.loss_fn)), attack)
 
 
-def public_knowledge(
-    x: Float[np.ndarray, "m ..."] | Array,
-    y: np.ndarray | Array,
-    *,
-    classes: int = 10,
-    templates: int = 64,
-    class_prior: bool = False,
-) -> Public:
-    """Public examples as the attacker uses them.
-
-    Of images the box is [0, 1]; of tabular rows it is the range that each feature has among the public ones,
-    widened by half of it to either side, since victims may lie outside.
-
-    Args:
-      x: public inputs, images [m, height, width, channels] in [0, 1] or rows [m, features]; disjoint from
-        every victim.
-      y: their labels [m].
-      classes: number of labels.
-      templates: how many of them serve as label templates.
-      class_prior: whether the Gaussian prior has one mean a class.
-    """
-    x, y = np.asarray(x, np.float32), np.asarray(y, np.int32)
-    prior = priors.gaussian(x, y if class_prior else None, classes=classes)
-    few = slice(0, templates)
-    box = (0.0, 1.0)
-    if x.ndim == 2:
-        low, high = x.min(0), x.max(0)
-        box = (jnp.asarray(1.5 * low - 0.5 * high), jnp.asarray(1.5 * high - 0.5 * low))
-    return Public(jnp.asarray(x[few]), jnp.asarray(y[few]), jnp.asarray(x.mean(0)), prior, *box)
+def first_network(victims: Victims, leak: Leak) -> PyTree:
+    """The parameters of the first victim at the first step."""
+    axes = victims.own_params + (leak.window > 1)
+    return jax.tree.map(lambda leaf: leaf[(0,) * axes], victims.params)
 
 
-def observations(victims: Victims, leak: Leak, count: int) -> Observation:
-    """The victims' observations as host arrays, every field with a leading [N]."""
-    std = np.asarray(victims.noise_std, np.float32)
-    std = np.broadcast_to(std[:, None] if std.ndim == 1 else std, (count, leak.window))
-    scalar = lambda value: np.broadcast_to(np.asarray(value, np.float32), (count,))  # noqa: E731
-    labels = victims.labels if victims.labels is not None else np.zeros((count, leak.batch_size), np.int32)
-    labels = np.asarray(labels, np.int32)
-    if labels.shape != (count, leak.batch_size):
-        raise ValueError(f"labels of shape {labels.shape}: needs [{count}, {leak.batch_size}]")
-    observed = jax.tree.map(np.asarray, victims.observed)
-    return Observation(observed, std, scalar(victims.bound), scalar(victims.learning_rate), labels)
-
-
-def _check(victims: Victims, leak: Leak, own_params: bool) -> int:
+def _check(victims: Victims, leak: Leak) -> int:
     """The number of victims, after comparing every leaf's shape."""
     observed, params = jax.tree.leaves(victims.observed), jax.tree.leaves(victims.params)
     if jax.tree.structure(victims.observed) != jax.tree.structure(victims.params):
         raise ValueError("observed: its tree differs from the parameters' tree")
     count = observed[0].shape[0] if observed[0].ndim else 0
     for gradient, parameter in zip(observed, params, strict=True):
-        expected = parameter.shape if own_params else (count, *parameter.shape)
+        expected = parameter.shape if victims.own_params else (count, *parameter.shape)
         if gradient.shape != expected:
             raise ValueError(
                 f"observed has a leaf of shape {gradient.shape}: needs {expected}, [N, *parameter]"
@@ -222,55 +215,46 @@ def _cast(tree, float64):
     )
 
 
-def invert(
-    loss_fn: Loss,
-    leak: Leak,
+def invert_many(
+    setting: Setting,
     attack: Attack,
     victims: Victims,
     key: Array,
     *,
-    input_shape: tuple[int, ...],
-    classes: int = 10,
-    public: Public | None = None,
-    own_params: bool = False,
     lanes: int | None = None,
     progress: bool = False,
 ) -> Reconstruction:
-    """Reconstructs the inputs behind leaked gradients.
+    """Reconstructs the inputs behind the leaked gradients of N victims.
 
     Among restarts and iterations the attack's own objective chooses, never the truth.
 
     Args:
-      loss_fn: `(params, (x, y)) -> scalar` for one example; the same function object again means no
-        second compilation.
-      leak: what leaked.
-      attack: how to attack it.
+      setting: what is attacked.
+      attack: how.
       victims: the observations.
       key: randomness of the starts; victim i and restart r depend on (key, i, r) alone.
-      input_shape: shape of one input.
-      classes: number of labels.
-      public: the attacker's public data; None for none.
-      own_params: whether each victim has parameters of its own (a leading axis [N]).
       lanes: minimisations that run at once; None for what suits the device.
       progress: show a progress bar.
 
     Raises:
       ValueError: shapes that do not fit one another, or an attack that needs public data without any.
     """
-    count = _check(victims, leak, own_params)
-    if attack.prior == "gaussian" and (public is None or public.prior is None):
+    count = _check(victims, setting.leak)
+    if attack.prior == "gaussian" and setting.known.prior is None:
         raise ValueError("prior='gaussian': needs public inputs (public_knowledge)")
-    public = grey(input_shape) if public is None else public
-    if public.mean.shape != tuple(input_shape):
-        raise ValueError(
-            f"public inputs of shape {public.mean.shape}: needs input_shape={tuple(input_shape)}"
-        )
-    leaked = observations(victims, leak, count)
+    setting, attack = fitted(setting, attack, first_network(victims, setting.leak))
+    leaked = observations(victims, setting.leak, count)
     if not attack.noise_aware:
         leaked = leaked._replace(noise_std=np.zeros_like(leaked.noise_std))
-    programs = _programs(loss_fn, leak, _compiled_part(attack), tuple(input_shape), classes, own_params)
-    host = [jax.tree.map(np.asarray, tree) for tree in (victims.params, leaked, public)]
+    programs = _programs(setting.static, _compiled_part(attack), victims.own_params)
+    host = [jax.tree.map(np.asarray, tree) for tree in (victims.params, leaked, setting.known)]
     given = [_cast(tree, attack.float64) for tree in host]
+    results = _through_lanes(programs, given, key, attack, count, victims.own_params, lanes, progress)
+    return _choose(results, count, attack.restarts)
+
+
+def _through_lanes(programs, given, key, attack, count, own_params, lanes, progress) -> list[np.ndarray]:
+    """The results of every victim and restart, in their order, column by column."""
     lanes = lanes or default_lanes()
     total = count * attack.restarts
     queues = [Queue(jobs, lanes) for jobs in split(count, attack.restarts, _threads(total, lanes))]
@@ -283,7 +267,7 @@ def invert(
                 list(pool.map(work, queues))
     order = np.argsort(np.concatenate([queue.jobs @ (attack.restarts, 1) for queue in queues]))
     columns = zip(*(result for queue in queues for result in queue.results), strict=True)
-    return _choose([np.stack(column)[order] for column in columns], count, attack.restarts)
+    return [np.stack(column)[order] for column in columns]
 
 
 def _choose(results, count, restarts):

@@ -1,0 +1,151 @@
+"""The loop of a run on the host: epochs, and between them evaluation, checkpoints and callbacks."""
+
+import contextlib
+import dataclasses
+import pathlib
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from jaxdp.accounting.ledger import Ledger
+from jaxdp.adaptive_noise import Adaptive
+from jaxdp.plan import Plan
+from jaxdp.training import checkpoints, resume
+from jaxdp.training.program import Diagnostics, Program, TrainState
+from jaxdp.training.resume import Curves
+
+Callback = Callable[[int, PyTree], Any]
+Evaluate = Callable[[PyTree], Mapping[str, Any]]
+
+
+class Store(contextlib.AbstractContextManager):
+    """The folder of a run, this process's alone while it is entered; or none."""
+
+    def __init__(self, folder: pathlib.Path | None, wanted: bool, document: dict[str, Any]):
+        self.folder, self.document, self.run = folder, document, uuid.uuid4().hex
+        if folder is not None and not wanted and checkpoints.latest_step(folder) is not None:
+            raise ValueError(f"folder={str(folder)!r}: holds checkpoints already; resume, or choose another")
+        self.writer = None if folder is None else checkpoints.Writer(folder)
+        self.going_on = folder is not None and checkpoints.latest_step(folder) is not None
+
+    def __exit__(self, *raised: Any) -> None:
+        if self.writer is not None:
+            self.writer.close()
+
+    def fitted(self, plan: Plan) -> Plan:
+        """The plan with the filter of the run that goes on."""
+        if not self.going_on:
+            return plan
+        kept = resume.kept_filter(self.folder, adaptive=plan.policy is not None)
+        if kept is None:
+            return plan
+        assert isinstance(plan.noise_multiplier, Adaptive)
+        return dataclasses.replace(
+            plan, noise_multiplier=dataclasses.replace(plan.noise_multiplier, kept=kept)
+        )
+
+
+@dataclasses.dataclass(kw_only=True)
+class Loop:
+    """Epochs, with evaluation, checkpoints, callbacks and the bar between them.
+
+    Attributes:
+      program, plan: what is run.
+      store: where it is kept.
+      identity: of `resume.identity`, for the checkpoints; None without a folder.
+      spent_at: state and step -> the privacy spent.
+      curves: what was measured; grows.
+      every, evaluate, callbacks, diagnostics, progress: as of `train`.
+    """
+
+    program: Program
+    plan: Plan
+    store: Store
+    identity: dict[str, Any] | None
+    spent_at: Callable[[TrainState, int], Ledger]
+    curves: Curves
+    every: int
+    evaluate: Evaluate | None
+    callbacks: tuple[Callback, ...]
+    diagnostics: bool
+    progress: bool
+    _waiting: Any = None
+
+    def advance(self, state: TrainState, arrays: PyTree, stop: int) -> tuple[TrainState, float, float]:
+        """Steps to `stop`; returns the state, seconds and compile seconds."""
+        from tqdm import tqdm
+
+        program = self.program
+        began = time.perf_counter()
+        jax.block_until_ready(program.epoch(self.plan, state, arrays, 0))  # compiles, and takes no step
+        if self.evaluate is not None:
+            jax.block_until_ready(self.evaluate(state.evaluated))
+        compile_seconds = time.perf_counter() - began
+        first = done = int(state.step)
+        self._show(first, state)
+        bar = tqdm(total=stop, initial=first, unit="step", disable=not self.progress)
+        began = time.perf_counter()
+        for pause in _pauses(first, stop, self.every):
+            state, diagnostics = program.epoch(self.plan, state, arrays, pause)
+            reached = pause if self.plan.policy is None else int(state.step)
+            if reached == done:
+                break  # the filter stopped where the last pause was
+            self._measure(reached, state, diagnostics)
+            if self.store.writer is not None:
+                self._flush()
+                self._save(reached, state)
+            self._show(reached, state)
+            bar.update(reached - done)
+            done = reached
+        self._flush()
+        jax.block_until_ready(state.params)
+        seconds = time.perf_counter() - began
+        bar.close()
+        return state, seconds, compile_seconds
+
+    def _show(self, step: int, state: TrainState) -> None:
+        for callback in self.callbacks:
+            callback(step, state.params)
+
+    def _save(self, step: int, state: TrainState) -> None:
+        assert self.store.writer is not None and self.identity is not None
+        spent = self.spent_at(state, step)
+        document = {**self.store.document, "run": self.store.run, **self.identity}
+        self.store.writer.save(
+            step, resume.storable(state), {**document, "ledger": spent.to_json(), "curves": self.curves}
+        )
+
+    def _measure(self, step: int, state: TrainState, diagnostics: Diagnostics) -> None:
+        """Keeps what was measured, to be read one epoch late so that the device never waits for the host."""
+        self._flush()
+        measured = {} if self.evaluate is None else dict(self.evaluate(state.evaluated))
+        bound = getattr(state.private.clip, "bound", None) if state.private is not None else None
+        if bound is not None:
+            measured["l2_norm_clip"] = bound
+        if self.diagnostics:
+            measured |= {"training_loss": diagnostics.loss, "clipped": diagnostics.clipped}
+        self._waiting = (step, measured, state.overflow)
+
+    def _flush(self) -> None:
+        if self._waiting is None:
+            return
+        step, measured, overflow = self._waiting
+        self._waiting = None
+        if bool(overflow):
+            raise ValueError(
+                f"step<={step}: a Poisson batch outgrew its places, which happens with probability below "
+                "1e-9 a run; the steps since the last checkpoint are void, run again"
+            )
+        for name, value in {"step": step, **measured}.items():
+            value = float(np.linalg.norm(value)) if name == "l2_norm_clip" else np.asarray(value).item()
+            self.curves.setdefault(name, []).append(value)
+
+
+def _pauses(first: int, stop: int, every: int) -> list[int]:
+    """Where to pause: at multiples of `every`, and at the end."""
+    return [*range((first // every + 1) * every, stop, every), stop] if stop > first else []
