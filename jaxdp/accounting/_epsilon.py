@@ -5,6 +5,7 @@ import functools
 import logging
 import math
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -246,7 +247,7 @@ def _renyi(ledger: Ledger, steps: list[Steps], claim: Claim) -> tuple[float, flo
         # The larger at each order: rounding in a sum of logarithms can swallow a divergence.
         from jaxdp.accounting import events
 
-        parts = events.event_of(ledger).events
+        parts: Any = events.event_of(ledger).events
         total = np.maximum(total, sum(part.count * _reference(part.event) for part in parts))
     value, order = rdp.epsilon(total, claim.delta)
     if asked and distinct > _DISTINCT:

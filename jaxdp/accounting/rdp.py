@@ -35,7 +35,7 @@ from jaxdp import _validate
 
 ORDERS = np.array([1 + x / 10 for x in range(1, 100)] + list(range(11, 64)) + [128, 256, 512, 1024], float)
 _CHUNK = 1024  # noise multipliers at a time: keeps the arrays in the cache
-NODES = 512  # noise multipliers that are integrated for, before chords stand between them
+NODES = 256  # noise multipliers that are integrated for, before chords stand between them
 _REACH = 8.0  # standard deviations of the output beyond which nothing is left
 _BLOCK = 2**15  # integrand values at a time
 
