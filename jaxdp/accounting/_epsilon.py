@@ -160,15 +160,25 @@ def runs(ledger: Ledger, adjacency: str, start: int = 0, stop: int | None = None
       ValueError: a sampling that has no theorem under this adjacency.
     """
     _refuse_adaptive(ledger)
-    by_rate: dict[float, list[np.ndarray]] = {}
+    by_rate: dict[float, list[tuple[np.ndarray, np.ndarray]]] = {}
     stop = ledger.steps if stop is None else stop
     for entry in ledger.entries:
         window = slice(max(start - entry.start, 0), max(min(stop, entry.stop) - entry.start, 0))
         if window.start < window.stop:
-            rate, sigmas = _participation(entry, adjacency, window)
-            by_rate.setdefault(rate, []).append(sigmas)
-    distinct = {rate: np.unique(np.concatenate(s), return_counts=True) for rate, s in by_rate.items()}
-    return [Steps(rate, sigmas, counts) for rate, (sigmas, counts) in distinct.items()]
+            if entry.sampling.kind == "poisson":  # however many there are, equal neighbours stand once
+                rate, counted = entry.sampling.rate, entry.counted(start, stop)
+            else:
+                rate, sigmas = _participation(entry, adjacency, window)
+                counted = np.unique(sigmas, return_counts=True)
+            by_rate.setdefault(rate, []).append(counted)
+    return [Steps(rate, *_distinct(parts)) for rate, parts in by_rate.items()]
+
+
+def _distinct(parts: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """Noise multipliers, ascending, and how often each occurs in all parts together."""
+    sigmas, where = np.unique(np.concatenate([part[0] for part in parts]), return_inverse=True)
+    counts = np.concatenate([part[1] for part in parts])
+    return sigmas, np.bincount(where.ravel(), counts).astype(np.int64)
 
 
 def divergences(
@@ -307,5 +317,6 @@ def _confirm(steps: list[Steps], order: float) -> None:
 def equivalent_noise_multiplier(ledger: Ledger) -> float:
     """The root-mean-square rule (mean sigma^-2)^(-1/2): the constant that spends about the same."""
     with np.errstate(divide="ignore"):
-        mean = np.mean(ledger.sigmas() ** -2.0)
+        total = sum(float(n @ sigmas**-2.0) for sigmas, n in (entry.counted() for entry in ledger.entries))
+    mean = total / max(ledger.steps, 1)
     return math.inf if mean == 0 else float(mean**-0.5)

@@ -32,8 +32,11 @@ def event_of(ledger: Ledger) -> dp.ComposedDpEvent:
         kind = entry.sampling.kind
         if kind == "without_replacement":
             raise ValueError(f"sampling={kind!r}: has no event under add/remove-one; use jaxdp.accounting")
-        sigmas = epoch_minima(entry) if kind == "shuffled" else entry.sigmas()
-        for sigma, count in zip(*np.unique(sigmas, return_counts=True), strict=True):
+        sigmas, counts = entry.counted()
+        if kind == "shuffled":
+            sigmas, counts = np.unique(epoch_minima(entry), return_counts=True)
+        for sigma in np.unique(sigmas):
+            count = counts[sigmas == sigma].sum()
             event = poisson_event(entry.sampling.rate if kind == "poisson" else 1.0, float(sigma))
             events.append(dp.SelfComposedDpEvent(event, int(count)))
     return dp.ComposedDpEvent(events)

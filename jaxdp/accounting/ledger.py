@@ -148,6 +148,14 @@ class Entry:
         values, counts = zip(*self.noise_multipliers, strict=True)
         return np.repeat(np.array(values, float), counts)
 
+    def counted(self, start: int = 0, stop: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """The noise multipliers of its steps within `start .. stop - 1`, and how many have each."""
+        values, lengths = (np.array(part) for part in zip(*self.noise_multipliers, strict=True))
+        ends = self.start + np.cumsum(lengths)
+        until = self.stop if stop is None else stop
+        counts = np.maximum(np.minimum(ends, until) - np.maximum(ends - lengths, start), 0)
+        return values[counts > 0].astype(float), counts[counts > 0]
+
     def until(self, step: int) -> "Entry":
         """The part of the entry before `step`."""
         return dataclasses.replace(

@@ -329,3 +329,18 @@ def test_an_order_at_the_end_of_the_grid_is_said(sigma, steps, side):
 def test_a_delta_that_gives_examples_away_is_warned_of(delta, examples, warned):
     said = Claim(delta=delta, adjacency="zero_out").warnings(examples)
     assert bool(said) == warned and all(f"delta = {delta:g}" in text for text in said)
+
+
+@pytest.mark.parametrize("claim", [RDP, CLAIM], ids=lambda claim: claim.accountant)
+def test_a_thousand_million_equal_steps_are_one_number(claim):
+    """No array of steps is made; without sampling the answer is known."""
+    entry = Entry(start=0, stop=10**9, noise_multipliers=((1e5, 10**9),), sampling=Sampling(rate=1.0))
+    exact = pld.gaussian_epsilon(math.sqrt(1e9) / 1e5, 1e-5)
+    tracemalloc.start()
+    try:
+        spent = accounting.epsilon(Ledger((entry,)), claim)
+        assert tracemalloc.get_traced_memory()[1] < 50e6
+    finally:
+        tracemalloc.stop()
+    assert exact * (1 - 1e-9) <= spent.value <= 1.2 * exact
+    assert accounting.equivalent_noise_multiplier(Ledger((entry,))) == pytest.approx(1e5)
