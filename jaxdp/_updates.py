@@ -48,8 +48,8 @@ def _check_shapes(updates: PyTree, params: PyTree, batch_axes: int) -> None:
             wanted = ", ".join(["B"] * batch_axes + [str(size) for size in param.shape])
             raise ValueError(
                 f"updates{jax.tree_util.keystr(path)}: has shape {leaf.shape}, must be [{wanted}]; privatize "
-                "takes gradients of jaxdp.per_example or a sum of jaxdp.clipped_gradients, not an ordinary "
-                "gradient, and comes first in a chain"
+                "takes gradients of jaxdp.per_example or a whole ClippedSum of jaxdp.clipped_gradients, not an "
+                "ordinary gradient, comes first in a chain, and inside no optax.MultiSteps"
             )
 
 
