@@ -61,7 +61,7 @@ class PrivatizeState(NamedTuple):
 
 def privatize(
     clipper: Clipper,
-    noise_multiplier: float | Schedule | NoisePolicy,
+    noise_multiplier: float | Array | Schedule | NoisePolicy,
     expected_batch_size: float,
     *,
     key: Array | None = None,
@@ -178,7 +178,7 @@ def privatize_state(opt_state: Any) -> PrivatizeState:
     return jax.tree.map(lambda x: x.get_value() if is_variable(x) else x, found[0], is_leaf=is_variable)
 
 
-def _chooser(clipper: Clipper, noise_multiplier: float | Schedule | NoisePolicy):
+def _chooser(clipper: Clipper, noise_multiplier: float | Array | Schedule | NoisePolicy):
     """Returns how the state of the noise begins, and `state -> (its next, the noise multiplier or None)`."""
     if isinstance(noise_multiplier, NoisePolicy):
         policy, sensitivity = noise_multiplier, clipper.sensitivity
@@ -200,8 +200,8 @@ def _chooser(clipper: Clipper, noise_multiplier: float | Schedule | NoisePolicy)
         raise ValueError(f"noise_multiplier={noise_multiplier}: must be finite and >= 0, or a schedule")
     if noise_multiplier == 0:
         return tuple, lambda state: (state.noise, None)
-    clipper.check([noise_multiplier])
-    constant = schedules.constant(noise_multiplier)
+    clipper.check([float(noise_multiplier)])
+    constant = schedules.constant(float(noise_multiplier))
     return tuple, lambda state: (state.noise, constant(state.step))
 
 

@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, PyTree
 
 from jaxdp import gradients
 from jaxdp.clipping import ClippedSum, Clipper
+from jaxdp.clipping.clipper import Bounds
 from jaxdp.gradients import independence, inputs
 
 
@@ -76,7 +77,7 @@ def are_noised_for(clipper: Clipper, summed: ClippedSum, state: Any) -> Bool[Arr
     """
     if clipper.sensitivity is None:
         return True
-    if isinstance(summed.bounds, tuple) and not summed.bounds:
+    if not isinstance(summed.bounds, Bounds):
         raise ValueError(
             "updates: a ClippedSum without bounds; take it from Clipper.clip or clipped_gradients"
         )
