@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, PyTree
 
 from jaxdp import _validate, schedules
 from jaxdp._privatize import privatize, privatize_state
-from jaxdp.accounting.ledger import Entry, Filter, Ledger, Sampling, run_lengths, to_event
+from jaxdp.accounting.ledger import Entry, Filter, Ledger, Sampling, run_lengths
 from jaxdp.adaptive_noise import Adaptive, Following
 from jaxdp.clipping import Clipper, clipped_gradients
 from jaxdp.gradients import Loss, convolution
@@ -253,7 +253,9 @@ class Plan:
 
     def event(self) -> Any:
         """The whole run as a `dp_accounting.DpEvent`, for any accountant of that library."""
-        return to_event(self.ledger())
+        from jaxdp.accounting import events  # dp_accounting takes half a second to load
+
+        return events.to_event(self.ledger())
 
     @property
     def filter(self) -> Filter | None:

@@ -2,7 +2,10 @@
 
 import dataclasses
 import functools
+import logging
 import math
+from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -15,6 +18,9 @@ from jaxdp.accounting.pld import Steps
 ADJACENCIES = ("add_or_remove_one", "replace_one", "zero_out")
 ACCOUNTANTS = ("rdp", "pld")
 _REMEMBERED = 2000  # noise multipliers of a run whose divergences are kept
+_DISTINCT = 32  # noise multipliers up to which dp_accounting's own accountant computes the divergences
+_GROUPS = 20_000  # noise multipliers that are looked at one by one under replace-one
+_REFINED = 100_000  # noise multipliers up to which the best orders are computed again without chords
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,6 +42,15 @@ class Claim:
     adjacency: str
     accountant: str = "pld"
 
+    def warnings(self, examples: int) -> tuple[str, ...]:
+        """What weakens the claim for a data set of so many examples, a sentence each; empty if nothing does."""
+        if self.delta * examples < 1:
+            return ()
+        return (
+            f"delta = {self.delta:g} is not below one over the number of examples, {examples}: a mechanism "
+            "that gives an example away whole satisfies it.",
+        )
+
     def __post_init__(self):
         _validate.between(0, 0.5, delta=self.delta)
         _validate.one_of(ADJACENCIES, adjacency=self.adjacency)
@@ -54,7 +69,8 @@ class Epsilon:
       adjacency: one of `ADJACENCIES`.
       sampling: in words.
       ledger: SHA-256 of the ledger that it is of.
-      order: the Renyi order that gave it (`rdp`), or that was fixed in advance (`renyi filter`).
+      order: the Renyi order that gave it (`rdp`, and `pld` where it has no bound of its own), or that was
+        fixed in advance (`renyi filter`).
       nominal: the run is not private; the number reproduces a published claim and bounds nothing.
     """
 
@@ -68,14 +84,39 @@ class Epsilon:
     order: float | None = None
     nominal: bool = False
 
+    @property
+    def caveat(self) -> str:
+        """What keeps the number from being as small as it could be; empty if nothing does."""
+        if self.accountant == "pld" and self.order is not None:
+            return "privacy loss distributions have no upper bound here: the value is by RDP"
+        ends = (rdp.ORDERS[0], rdp.ORDERS[-1])
+        if self.accountant == "rdp" and self.order in ends and 0 < self.value < math.inf:
+            side = "larger" if self.order == rdp.ORDERS[-1] else "smaller"
+            return f"the best order is the grid's last, {self.order:g}: a {side} one would be tighter"
+        return ""
+
     def __str__(self):
-        bracket = "" if self.lower is None else f" (not below {self.lower:.4f})"
+        bracket = "" if self.lower is None else f" (not below {rounded(self.lower, up=False)})"
         label = "NOMINAL, not a privacy guarantee: " if self.nominal else ""
+        caveat = f"; {self.caveat}" if self.caveat else ""
         return (
-            f"{label}epsilon = {self.value:.4f}{bracket} at delta = {self.delta:g}, "
-            f"{self.accountant.upper()}, "
-            f"{self.adjacency}, {self.sampling}"
+            f"{label}epsilon = {rounded(self.value)}{bracket} at delta = {self.delta:g}, "
+            f"{self.accountant.upper()}, {self.adjacency}, {self.sampling}{caveat}"
         )
+
+
+def rounded(value: float, *, up: bool = True) -> str:
+    """A bound in five significant digits, rounded to the side on which it still holds.
+
+    >>> rounded(1.779951), rounded(1.779951, up=False), rounded(1.56e-5), rounded(133107.2)
+    ('1.7800', '1.7799', '0.000015600', '133108')
+    """
+    if not math.isfinite(value) or value == 0:
+        return f"{value:g}"
+    exact = Decimal(value)
+    digits = max(5, exact.adjusted() + 1)
+    towards = Context(prec=digits, rounding=ROUND_CEILING if up else ROUND_FLOOR)
+    return f"{exact.normalize(towards):.{max(0, 4 - exact.adjusted())}f}"
 
 
 def _refuse_adaptive(ledger: Ledger) -> None:
@@ -185,23 +226,82 @@ def epsilon(
         nominal=not ledger.private,
     )
     if claim.accountant == "rdp":
-        value, order = _renyi(steps, delta, adjacency)
+        value, order = _renyi(ledger, steps, claim)
         return Epsilon(value=value, lower=None, order=order, **common)
     fixed_size = all(entry.sampling.kind == "without_replacement" for entry in ledger.entries)
     bounds = pld.bounds(
         steps, delta, replace=adjacency == "replace_one", fixed_size=fixed_size, tolerance=tolerance
     )
-    upper = bounds.upper if math.isfinite(bounds.upper) else _renyi(steps, delta, adjacency)[0]
-    return Epsilon(value=upper, lower=min(bounds.lower, upper), **common)
+    upper, order = (bounds.upper, None) if math.isfinite(bounds.upper) else _renyi(ledger, steps, claim)
+    return Epsilon(value=upper, lower=min(bounds.lower, upper), order=order, **common)
 
 
-def _renyi(steps: list[Steps], delta: float, adjacency: str) -> tuple[float, float]:
-    """Epsilon by RDP and its order."""
-    total = np.zeros(rdp.ORDERS.size)
-    for run in steps:
-        total += run.counts @ divergences(run.sampling_rate, run.noise_multipliers, adjacency)
-    value, order = rdp.epsilon(total, delta)
+def _renyi(ledger: Ledger, steps: list[Steps], claim: Claim) -> tuple[float, float]:
+    """Epsilon by RDP and its order: `dp_accounting`'s where the steps are few, else confirmed by it.
+
+    It has no theorem for Poisson sampling under replace-one, where there is nothing to ask.
+    """
+    distinct, asked = sum(run.counts.size for run in steps), claim.adjacency != "replace_one"
+    total = sum((_composed(run, claim.adjacency) for run in steps), np.zeros(rdp.ORDERS.size))
+    if asked and distinct <= _DISTINCT:
+        # The larger at each order: rounding in a sum of logarithms can swallow a divergence.
+        from jaxdp.accounting import events
+
+        parts: Any = events.event_of(ledger).events
+        total = np.maximum(total, sum(part.count * _reference(part.event) for part in parts))
+    value, order = rdp.epsilon(total, claim.delta)
+    if asked and distinct > _DISTINCT:
+        if distinct <= _REFINED:
+            best = int(np.searchsorted(rdp.ORDERS, order))
+            orders = rdp.ORDERS[max(best - 1, 0) : best + 2]
+            rows = [run.counts @ rdp.exact(run.sampling_rate, run.noise_multipliers, orders) for run in steps]
+            value, order = rdp.epsilon(np.sum(rows, axis=0), claim.delta, orders)
+        _confirm(steps, float(order))
     return float(value), float(order)
+
+
+def _composed(run: Steps, adjacency: str) -> np.ndarray:
+    """RDP of all steps at one rate, never below the truth: many noise multipliers by chords or in groups."""
+    rate, sigmas, counts = run
+    if counts.size > _REMEMBERED and adjacency != "replace_one":
+        return rdp.composed(rate, sigmas, counts)
+    if counts.size > _GROUPS:  # a group counts with its least noise
+        first = np.linspace(0, counts.size, _GROUPS, endpoint=False).astype(int)
+        sigmas, counts = sigmas[first], np.add.reduceat(counts, first)
+    return counts @ divergences(rate, sigmas, adjacency)
+
+
+@functools.lru_cache(maxsize=1024)
+def _reference(event, orders: tuple[float, ...] = tuple(rdp.ORDERS.tolist())) -> np.ndarray:
+    """RDP of an event by `dp_accounting`, inf at orders that it gives up; remembered."""
+    from dp_accounting.rdp import RdpAccountant
+
+    log = logging.getLogger("absl")  # to which it says what it gives up
+    disabled, log.disabled = log.disabled, True
+    try:
+        return np.asarray(RdpAccountant(list(orders)).compose(event).rdp, float)
+    finally:
+        log.disabled = disabled
+
+
+def _confirm(steps: list[Steps], order: float) -> None:
+    """Refuses sums whose terms `dp_accounting` does not confirm at a few of the run's own noise multipliers.
+
+    Asked at the whole orders around the one that is used: there its sums are finite and end, and the moments
+    in between follow, since their logarithm is convex in the order.
+    """
+    from jaxdp.accounting import events
+
+    orders = np.unique(np.maximum([math.floor(order), math.ceil(order)], 2.0))
+    for run in steps:
+        few = run.noise_multipliers[np.unique([0, run.counts.size // 2, run.counts.size - 1])]
+        for sigma, row in zip(few, rdp.exact(run.sampling_rate, few, orders), strict=True):
+            theirs = _reference(events.poisson_event(run.sampling_rate, float(sigma)), tuple(orders))
+            if not np.allclose(row * (orders - 1), theirs * (orders - 1), rtol=1e-6, atol=1e-11):
+                raise ArithmeticError(
+                    f"noise_multiplier={sigma:g}, sampling_rate={run.sampling_rate:g}: divergences {row} are "
+                    f"not dp_accounting's {theirs} at the orders {orders}, so no epsilon is given"
+                )
 
 
 def equivalent_noise_multiplier(ledger: Ledger) -> float:

@@ -93,22 +93,6 @@ def units(
     return np.minimum(np.ceil(share * UNITS), UNITS + 1).astype(np.int64)
 
 
-def admitted(
-    filter: Filter, sampling_rate: float, noise_multipliers: Float[np.ndarray, " n"], spent: int = 0
-) -> int:
-    """How many of these steps, in their order, the filter admits before it stops.
-
-    Args:
-      filter: the budget.
-      sampling_rate: of all steps.
-      noise_multipliers: of the steps.
-      spent: units spent before the first.
-    """
-    distinct, index = np.unique(noise_multipliers, return_inverse=True)
-    costs = units(filter, sampling_rate, distinct)[index]
-    return int(np.searchsorted(spent + np.cumsum(costs), UNITS, side="right"))
-
-
 def spent(ledger: Ledger) -> int:
     """The units that the steps of a ledger cost under its filter.
 

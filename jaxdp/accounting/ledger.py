@@ -2,11 +2,11 @@
 
 A `Ledger` is an append-only sequence of stretches of steps.  It goes into every checkpoint and record, and a
 run that resumes with another sampling rate, clip bound or noise appends to it.  Text that is damaged in any
-way is
-refused: from a ledger that cannot be trusted no epsilon is computed.
+way is refused: from a ledger that cannot be trusted no epsilon is computed.
 """
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
@@ -15,6 +15,8 @@ from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float
+
+from jaxdp import _validate
 
 SCHEMA = 1
 SAMPLING_KINDS = ("poisson", "shuffled", "full", "without_replacement")
@@ -37,8 +39,7 @@ class Sampling:
         each epoch, cut into batches: no amplification is claimed).
       rate: the probability that an example takes part in a step.
       steps_per_epoch: of `shuffled` only: epoch e is the steps e k .. (e + 1) k - 1, and an example takes
-        part in
-        at most one of them.
+        part in at most one of them.
     """
 
     kind: str = "poisson"
@@ -46,8 +47,7 @@ class Sampling:
     steps_per_epoch: int | None = None
 
     def __post_init__(self):
-        if self.kind not in SAMPLING_KINDS:
-            raise ValueError(f"sampling={self.kind!r}: choose from {', '.join(SAMPLING_KINDS)}")
+        _validate.one_of(SAMPLING_KINDS, sampling=self.kind)
         if isinstance(self.rate, bool) or not isinstance(self.rate, (int, float)) or not 0 <= self.rate <= 1:
             raise ValueError(f"sampling_rate={self.rate!r}: must lie in [0, 1]")
         if self.kind == "full" and self.rate != 1:
@@ -69,7 +69,7 @@ class Sampling:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Filter:
-    """A budget of Renyi differential privacy at one order, fixed before the first step: see `jaxdp.filters`.
+    """A budget of Renyi differential privacy at one order, fixed before the first step: see `filters`.
 
     Attributes:
       order: the Renyi order.
@@ -135,8 +135,7 @@ class Entry:
         counted = sum(steps for _, steps in self.noise_multipliers)
         if counted != self.stop - self.start:
             raise ValueError(f"noise_multipliers={counted} steps: entry has {self.stop - self.start} steps")
-        if self.seed not in SEEDS:
-            raise ValueError(f"seed={self.seed!r}: choose from {', '.join(SEEDS)}")
+        _validate.one_of(SEEDS, seed=self.seed)
         if not isinstance(self.private, bool) or self.private == bool(self.reasons):
             raise ValueError(
                 f"private={self.private!r}: with reasons={list(self.reasons)}; say why exactly if not private"
@@ -222,25 +221,12 @@ class Ledger:
         cut = tuple(entry.until(step) for entry in self.entries if entry.start < step < entry.stop)
         return Ledger(whole + cut)
 
-    def scaled(self, factor: float) -> "Ledger":
-        """The same run with every noise multiplier times `factor`."""
-        if not (math.isfinite(factor) and factor > 0):
-            raise ValueError(f"factor={factor}: must be finite and > 0")
-        return Ledger(
-            tuple(
-                dataclasses.replace(
-                    e, noise_multipliers=tuple((factor * s, n) for s, n in e.noise_multipliers)
-                )
-                for e in self.entries
-            )
-        )
-
     def _content(self) -> dict:
-        return {"schema": SCHEMA, "entries": [dataclasses.asdict(entry) for entry in self.entries]}
+        return {"schema": SCHEMA, "entries": [_plain(entry) for entry in self.entries]}
 
-    @property
+    @functools.cached_property
     def sha256(self) -> str:
-        """Of its canonical content."""
+        """The checksum of its canonical content."""
         return _checksum(self._content())
 
     def to_json(self) -> str:
@@ -253,6 +239,13 @@ def _same_kind(a: Entry, b: Entry) -> bool:
         getattr(a, field) == getattr(b, field)
         for field in ("sampling", "mechanism", "charged", "private", "reasons", "seed", "filter")
     )
+
+
+def _plain(entry: Entry) -> dict:
+    """The entry as what JSON can hold, its noise multipliers not copied."""
+    fields = {field.name: getattr(entry, field.name) for field in dataclasses.fields(entry)}
+    filter = None if entry.filter is None else dataclasses.asdict(entry.filter)
+    return {**fields, "sampling": dataclasses.asdict(entry.sampling), "filter": filter}
 
 
 def _checksum(content: dict) -> str:
@@ -297,37 +290,6 @@ def _entry(record: dict) -> Entry:
         "filter": Filter(**record["filter"]) if record.get("filter") else None,
     }
     return Entry(**(record | changed))
-
-
-def to_event(ledger: Ledger):
-    """The ledger as a `dp_accounting.DpEvent`, equal noise multipliers of an entry grouped.
-
-    The noise multipliers are for add/remove-one (or zero-out) adjacency.  Shuffled batches become one
-    unsampled Gaussian an epoch, with the smallest noise multiplier in it.
-
-    Raises:
-      ValueError: a run that is not private, or one sampled without replacement, which these adjacencies do
-        not
-        cover.
-    """
-    import dp_accounting as dp
-
-    if not ledger.private:
-        raise ValueError(f"private=False: {' '.join(ledger.reasons)}")
-    if ledger.filter is not None:
-        raise ValueError("filter: noise that followed noised outputs is no event; see jaxdp.filters")
-    events: list[dp.DpEvent] = []
-    for entry in ledger.entries:
-        kind = entry.sampling.kind
-        if kind == "without_replacement":
-            raise ValueError(f"sampling={kind!r}: has no event under add/remove-one; use jaxdp.accounting")
-        sigmas = epoch_minima(entry) if kind == "shuffled" else entry.sigmas()
-        for sigma, count in zip(*np.unique(sigmas, return_counts=True), strict=True):
-            event = dp.GaussianDpEvent(float(sigma))
-            if kind == "poisson":
-                event = dp.PoissonSampledDpEvent(entry.sampling.rate, event)
-            events.append(dp.SelfComposedDpEvent(event, int(count)))
-    return dp.ComposedDpEvent(events)
 
 
 def epoch_minima(entry: Entry, window: slice = slice(None)) -> Float[np.ndarray, " epochs"]:

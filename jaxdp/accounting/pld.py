@@ -3,12 +3,13 @@
 Distinct noise multipliers are sorted and grouped.  A group counted with its smallest value, each step's loss
 discretised pessimistically, bounds epsilon from above; counted with its largest, and tested by an event of
 the rounded loss, from below (more noise is post-processing, so a step with the larger value is less
-informative). Groups and grid are refined until the two agree.  What is claimed is the upper bound.
+informative).  Groups and grid are refined until the two agree.  What is claimed is the upper bound.
 
 `dp_accounting`'s distributions are the reference these are tested against; its optimistic estimate, though,
 loses half an interval a step (0.05 of 0.60 at an interval of 1e-5 and 10,000 steps), so it cannot close a
-bracket. Without sampling everything is one Gaussian and both bounds are exact (Balle & Wang, arXiv
-1805.06530).
+bracket.  Without sampling everything is one Gaussian and both bounds are exact (Balle & Wang, arXiv
+1805.06530).  With so little noise that the tails of one step leave what float64 can hold, there is no
+distribution: the upper bound is then infinite and the lower zero.
 """
 
 import bisect
@@ -26,6 +27,8 @@ TOLERANCE = 0.005
 _ROUNDING = 2e-16  # of the transform, a step, charged to delta
 _REFINEMENTS = 6
 _FINEST = 2**19  # grid points for the loss of one step
+_LEAST_INTERVAL = 1e-12
+_FARTHEST = 28.0  # sensitivity over noise: beyond, probabilities under Q underflow
 
 
 class Steps(NamedTuple):
@@ -43,9 +46,7 @@ class Steps(NamedTuple):
 
 
 class Bounds(NamedTuple):
-    """Epsilon between `lower` and `upper` at delta; `groups` is the largest number of distinct steps
-    composed.
-    """
+    """Epsilon between `lower` and `upper` at delta; `groups` is how many distinct steps were composed."""
 
     upper: float
     lower: float
@@ -53,9 +54,7 @@ class Bounds(NamedTuple):
 
 
 class Divergence(NamedTuple):
-    """An upper bound on delta(epsilon) of a composition, as composed pessimistic losses, one for each
-    direction.
-    """
+    """An upper bound on delta(epsilon) of a composition: its pessimistic losses, one law for each direction."""
 
     pmfs: tuple[Pmf, ...]
     interval: float
@@ -80,9 +79,7 @@ def gaussian_delta(mu: float, epsilon: Float[np.ndarray, "..."] | float):
 
 
 def gaussian_epsilon(mu: float, delta: float) -> float:
-    """Epsilon at delta of any number of Gaussian steps without sampling, mu^2 the sum of their 1 /
-    sigma^2.
-    """
+    """Epsilon at delta of Gaussian steps without sampling, mu^2 the sum of their 1 / sigma^2."""
     if mu == 0 or gaussian_delta(mu, 0.0) <= delta:
         return 0.0
     if not math.isfinite(mu):
@@ -125,7 +122,8 @@ def _epsilon(pmf: Pmf, interval: float, delta: float) -> float:
 def _groups(steps: Steps, allowed: float) -> list[slice]:
     """Consecutive noise multipliers together, so that taking each group's smallest adds at most the share
     `allowed` to the sum of squared losses."""
-    cost = np.expm1(np.minimum(steps.noise_multipliers**-2.0, 50.0))
+    square = steps.noise_multipliers**-2.0
+    cost = np.expm1(np.minimum(square, 50.0)) * np.maximum(square / 50.0, 1.0) ** 2
     number = np.concatenate(([0], np.cumsum(steps.counts)))
     total = np.concatenate(([0], np.cumsum(cost * steps.counts)))
     budget = allowed * total[-1]
@@ -144,6 +142,11 @@ def _groups(steps: Steps, allowed: float) -> list[slice]:
         if error <= budget or len(groups) == cost.size:
             return groups
         each *= 0.7
+
+
+def representable(runs: list[Steps], shift: float) -> bool:
+    """Whether float64 holds the loss of every step, whose sensitivity is `shift` times the clip bound."""
+    return all(shift <= _FARTHEST * run.noise_multipliers[0] for run in runs)
 
 
 def _kinds(replace: bool) -> tuple[str, ...]:
@@ -165,7 +168,8 @@ def _interval(runs: list[Steps], shift: float, tolerance: float) -> float:
         np.ptp(privacy_loss.loss_range(Pair("remove", r.sampling_rate, shift / r.noise_multipliers[0])))
         for r in runs
     )
-    return max(math.sqrt(square / count) * math.sqrt(1.2 * tolerance), float(widest) / _FINEST)
+    fine = math.sqrt(square / count) * math.sqrt(1.2 * tolerance)
+    return max(fine, float(widest) / _FINEST, _LEAST_INTERVAL)
 
 
 def divergence(runs: list[Steps], *, replace: bool, tolerance: float = TOLERANCE, kinds=None) -> Divergence:
@@ -206,8 +210,8 @@ def _upper(runs: list[Steps], delta: float, replace: bool, tolerance: float) -> 
     return upper
 
 
-def _lower(runs: list[Steps], pair: Pair, delta: float, tolerance: float, near: float) -> float:
-    """A lower bound on epsilon: the best event {sum of rounded losses >= w}."""
+def _lower(runs: list[Steps], pair: Pair, delta: float, tolerance: float) -> float:
+    """A lower bound on epsilon: the best event {sum of rounded losses >= w}, its Q-mass kept as a logarithm."""
     interval = _interval(runs, pair.shift, tolerance)
     under_p, under_q, counts, log_total = [], [], [], 0.0
     for run in runs:
@@ -222,15 +226,19 @@ def _lower(runs: list[Steps], pair: Pair, delta: float, tolerance: float, near: 
     q = privacy_loss.compose(under_q, np.array(counts), interval)
     charge = 2 * privacy_loss.TAIL + _ROUNDING * sum(counts)
     tail_p = np.cumsum(p.probabilities[::-1])[::-1] - charge - delta
-    losses = (q.start + np.arange(q.probabilities.size)) * interval
-    weights = np.exp(np.clip(log_total - (losses - near), -700, 700))
-    tail_q = np.cumsum((q.probabilities * weights)[::-1])[::-1] + charge * weights
-    start, stop = max(p.start, q.start), min(p.start + tail_p.size, q.start + tail_q.size)
-    tail_p, tail_q = tail_p[start - p.start : stop - p.start], tail_q[start - q.start : stop - q.start]
-    useful = (tail_p > 0) & (tail_q > 0) & np.isfinite(tail_q)
-    if not useful.any():
+    log_weights = log_total - (q.start + np.arange(q.probabilities.size)) * interval
+    with np.errstate(divide="ignore"):
+        log_q = np.log(q.probabilities) + log_weights
+    log_tail_q = np.logaddexp(np.logaddexp.accumulate(log_q[::-1])[::-1], math.log(charge) + log_weights)
+    start, stop = max(p.start, q.start), min(p.start + tail_p.size, q.start + log_tail_q.size)
+    if stop <= start:
         return 0.0
-    return max(0.0, near + float(np.log(tail_p[useful] / tail_q[useful]).max()))
+    tail_p, log_tail_q = (
+        tail_p[start - p.start : stop - p.start],
+        log_tail_q[start - q.start : stop - q.start],
+    )
+    useful = tail_p > 0
+    return max(0.0, float((np.log(tail_p[useful]) - log_tail_q[useful]).max(initial=0.0)))
 
 
 def bounds(
@@ -243,8 +251,8 @@ def bounds(
       delta: in (0, 1).
       replace: replace-one adjacency.
       fixed_size: sampling without replacement (replace-one only), else Poisson.
-      tolerance: refine until upper - lower <= tolerance x upper.  Under replace-one the gap stays larger:
-        the proved upper bound is not attained by the known worst case.
+      tolerance: refined until upper - lower <= tolerance x upper, or six times.  Under replace-one the gap
+        stays larger: the proved upper bound is not attained by the known worst case.
 
     Formal guarantee: the composition is (upper, delta)-differentially private, up to the rounding of float64
     inside the normal distribution function; it is not (epsilon, delta)-differentially private for any
@@ -261,6 +269,8 @@ def bounds(
             shift * math.sqrt(sum(float(r.counts @ r.noise_multipliers**-2.0) for r in runs)), delta
         )
         return Bounds(exact, exact, sum(r.counts.size for r in runs))
+    if not representable(runs, shift):
+        return Bounds(math.inf, 0.0, 0)
     pair = Pair(
         "remove" if fixed_size or not replace else "antipodal",
         1.0,
@@ -270,7 +280,7 @@ def bounds(
     for _ in range(_REFINEMENTS):
         previous, upper = upper, min(upper, _upper(runs, delta, replace, target))
         groups = sum(len(_groups(r, 0.7 * target)) for r in runs)
-        lower = max(lower, _lower(runs, pair, delta, target, upper if math.isfinite(upper) else 1.0))
+        lower = max(lower, _lower(runs, pair, delta, target))
         settled = replace and previous - upper <= tolerance / 4 * upper
         if upper - lower <= tolerance * upper or settled or upper == 0:
             break

@@ -1,15 +1,13 @@
 """Privacy loss distributions of subsampled Gaussian steps on a grid, and their composition.
 
-What `jaxdp.pld` builds its two bounds from.  A step is described by the loss L = ln(P/Q) of a pair of output
-distributions; its law is put on the grid k x interval in one of two ways:
+`jaxdp.accounting.pld` builds its two bounds from them.  A step is described by the loss L = ln(P/Q) of a pair
+of output distributions; its law is put on the grid k x interval in one of two ways:
 
 * `pessimistic`: connect-the-dots (Doroshenko et al., arXiv 2207.04380).  The mass of a cell goes to its two
-ends
-  so that both the P-mass and the Q-mass are kept: every hockey-stick divergence grows, by a second-order
-  amount.
+  ends so that both the P-mass and the Q-mass are kept: every hockey-stick divergence grows, by a
+  second-order amount.
 * `rounded`: the loss to the nearest grid point, under P and under Q.  A function of the output, so any event
-it
-  defines bounds the divergence from below.
+  that it defines bounds the divergence from below.
 
 The masses come from differences of normal distribution functions, not of divergences, and so keep their
 relative accuracy in the tails.
@@ -39,8 +37,7 @@ class Pair(NamedTuple):
 
     Attributes:
       kind: `remove`: (1-q) N(0) + q N(shift) against N(0); `add`: the reverse; `replace`: the curve that is
-        `remove` for losses > 0 and `add` for losses < 0, a bound for replace-one (see
-        `jaxdp.rdp.replace_one`);
+        `remove` for losses > 0 and `add` for losses < 0, a bound for replace-one (see `rdp.replace_one`);
         `antipodal`: (1-q) N(0) + q N(shift) against (1-q) N(0) + q N(-shift), attained under replace-one.
       q: sampling rate.
       shift: sensitivity over the noise's standard deviation.
@@ -61,17 +58,21 @@ def _normal_mass(left: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 def _log_ratio(q: float, shift: float, x: np.ndarray) -> np.ndarray:
     """ln(1 - q + q e^(shift x - shift^2 / 2)), the loss of `remove` at the output x."""
-    exponent = shift * x - shift**2 / 2
+    exponent = np.asarray(shift * x - shift**2 / 2)
+    if q == 1:
+        return exponent
     return np.where(
         exponent < 50,
         np.log1p(q * np.expm1(np.minimum(exponent, 50))),
-        np.logaddexp(np.log1p(-q) if q < 1 else -np.inf, math.log(q) + exponent),
+        np.logaddexp(math.log1p(-q), math.log(q) + exponent),
     )
 
 
 def _output_at(pair: Pair, loss: np.ndarray) -> np.ndarray:
     """The output x where the loss of `remove` (or `antipodal`) has a value; -inf below its range."""
     q, shift = pair.q, pair.shift
+    if q == 1:
+        return loss / (2 * shift) if pair.kind == "antipodal" else loss / shift + shift / 2
     if pair.kind == "antipodal":
         size = np.abs(loss)
         rise = (1 - q) / 2 * -np.expm1(-size)  # over e^loss throughout
@@ -105,6 +106,7 @@ def loss_range(pair: Pair) -> tuple[float, float]:
         return low, high
     if pair.kind == "add":
         return -high, -low
+    high -= float(_log_ratio(pair.q, pair.shift, np.array(-pair.shift - _REACH)))
     return -high, high
 
 

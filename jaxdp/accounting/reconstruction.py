@@ -12,7 +12,7 @@ first alone is valid but says 1 where little privacy is left.  Without sampling 
 mu), mu^2 the sum of 1 / sigma^2.
 
 What is bounded is an attacker who sees the released sums of the steps concerned, hence the whole run by
-default. Who sees single batches, and knows that the example was in them, has no amplification:
+default.  Who sees single batches, and knows that the example was in them, has no amplification:
 `amplified=False`.
 """
 
@@ -112,6 +112,8 @@ def bound(
     if all(run.sampling_rate == 1 for run in runs):
         mu = shift * math.sqrt(sum(float(run.counts @ run.noise_multipliers**-2.0) for run in runs))
         return float(gaussian_bound(mu, prior))
+    if not pld.representable(runs, shift):
+        return 1.0
     return curve_bound(pld.divergence(runs, replace=shift == 2, tolerance=tolerance), prior)
 
 

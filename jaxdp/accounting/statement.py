@@ -2,7 +2,8 @@
 
 import dataclasses
 
-from jaxdp.accounting._epsilon import Epsilon
+from jaxdp import _validate
+from jaxdp.accounting._epsilon import Claim, Epsilon
 from jaxdp.accounting.ledger import Filter, Ledger
 
 ADJACENCY_IN_WORDS = {
@@ -20,16 +21,13 @@ _SAMPLING_ASSUMED = {
 }
 DISCLOSURES = {
     "loss_logged": "The exact training loss was logged: it is computed from the examples without noise, "
-    "and whoever sees it"
-    " has more than epsilon covers.",
+    "and whoever sees it has more than epsilon covers.",
     "clipping_logged": "Exact norms or the share of clipped examples were logged: they are computed "
-    "from the examples without"
-    " noise, and whoever sees them has more than epsilon covers.",
+    "from the examples without noise, and whoever sees them has more than epsilon covers.",
     "preprocessed_on_private_data": "The data were prepared with numbers computed exactly from the training "
     "data (see Data): no epsilon covers what they tell.",
     "chosen_on_private_data": "Decisions during the run (a schedule driven by validation, early "
-    "stopping, model choice) used"
-    " private data without noise: the run as a whole is not private.",
+    "stopping, model choice) used private data without noise: the run as a whole is not private.",
 }
 # What the mechanism's own name does not say, and a reader may take for granted.
 _OF_MECHANISM = {
@@ -99,7 +97,11 @@ class Statement:
 
 
 def privacy_statement(
-    ledger: Ledger, epsilon: Epsilon | None = None, *, disclosed: tuple[str, ...] = ()
+    ledger: Ledger,
+    epsilon: Epsilon | None = None,
+    *,
+    disclosed: tuple[str, ...] = (),
+    examples: int | None = None,
 ) -> Statement:
     """The statement for a run.
 
@@ -107,14 +109,14 @@ def privacy_statement(
       ledger: what was done.
       epsilon: of `accounting.epsilon` for this ledger; a nominal one, or None, if it is not private.
       disclosed: what else got out, keys of `DISCLOSURES`; `chosen_on_private_data` makes the run not private.
+      examples: how many there are, where it is known: a delta that is not below one over it is warned of.
 
     Raises:
       ValueError: an epsilon claimed for a run that is not private or of another ledger, none for one that is
         private, or an unknown disclosure.
     """
     for name in disclosed:
-        if name not in DISCLOSURES:
-            raise ValueError(f"disclosed={name!r}: choose from {', '.join(DISCLOSURES)}")
+        _validate.one_of(DISCLOSURES, disclosed=name)
     undone = "chosen_on_private_data" in disclosed
     private = ledger.private and not undone
     if ledger.private and epsilon is None and not undone:
@@ -129,6 +131,10 @@ def privacy_statement(
     if epsilon is not None and epsilon.ledger != ledger.sha256:
         raise ValueError(f"epsilon={epsilon.value:g}: was computed for another ledger than this run's")
     warnings = [f"Not private: {reason}" for reason in ledger.reasons]
+    if epsilon is not None and examples is not None:
+        warnings += Claim(delta=epsilon.delta, adjacency=epsilon.adjacency).warnings(examples)
+    if epsilon is not None and epsilon.caveat:
+        warnings.append(f"{epsilon.caveat[0].upper()}{epsilon.caveat[1:]}.")
     warnings += [DISCLOSURES[name] for name in disclosed]
     if any(entry.seed == "given" for entry in ledger.entries):
         warnings.append(

@@ -28,15 +28,16 @@ def _increments(entry: Entry, adjacency: str):
     begins = np.zeros(sigmas.size, bool)
     if shuffled:
         sigmas, begins = _running_minima(entry)
-    distinct, index = np.unique(sigmas, return_inverse=True)
-    table = divergences(rate, distinct, adjacency)
-    for start in range(0, index.size, _CHUNK):
-        stop = min(start + _CHUNK, index.size)
-        rows = table[index[start:stop]]
+    for start in range(0, sigmas.size, _CHUNK):
+        stop = min(start + _CHUNK, sigmas.size)
+        first = max(start - 1, 0)
+        distinct, index = np.unique(sigmas[first:stop], return_inverse=True)
+        table, index = divergences(rate, distinct, adjacency), index.ravel()
+        rows = table[index[start - first :]]
         if shuffled:  # within an epoch only the growth of the largest divergence counts
-            before = index[np.maximum(np.arange(start, stop) - 1, 0)]
+            before = np.concatenate((index[:1], index))[: index.size][start - first :]
             fresh = begins[start:stop]
-            same = ~fresh & (before == index[start:stop])
+            same = ~fresh & (before == index[start - first :])
             rows = np.where(fresh[:, None], rows, rows - np.where(same[:, None], 0.0, table[before]))
             rows[same] = 0.0
         yield rows
@@ -69,14 +70,12 @@ def steps_within(ledger: Ledger, budget: float, claim: Claim, *, tolerance: floa
     """
     if not budget >= 0:
         raise ValueError(f"budget={budget}: must be >= 0")
-    within = int(np.searchsorted(epsilon_trajectory(ledger, claim), budget, side="right"))
-    if claim.accountant == "rdp":
-        return within
+    guess = int(np.searchsorted(epsilon_trajectory(ledger, claim), budget, side="right"))
 
     def fits(steps: int) -> bool:
         return epsilon(ledger.until(steps), claim, tolerance=tolerance).value <= budget
 
-    return _largest(fits, within, ledger.steps)
+    return _largest(fits, guess, ledger.steps)
 
 
 def _largest(fits: Callable[[int], bool], guess: int, most: int) -> int:

@@ -6,26 +6,21 @@ Epsilon by both accountants, the constant noise multiplier that spends the same,
 import dataclasses
 import json
 import math
-from typing import Literal
+from typing import Any, Literal
 
-from jaxdp import accounting, calibration, clipping
+import tyro
+
+from jaxdp import _validate, accounting, calibration, clipping, schedules
+from jaxdp.accounting import Claim
 from jaxdp.accounting.ledger import Sampling
 from jaxdp.accounting.statement import privacy_statement
-from jaxdp.clipping import adaptive as adaptive_clipping
-
-_PER_LAYER_NOMINAL = (
-    "The noise multiplier counts one tensor's clip bound C, but every tensor is clipped to the full C: the"
-    " sensitivity of the whole gradient is C sqrt(layers)."
-)
-_L2_MAX = (
-    "l2-max scales the noise by the norms of the private gradients, so the size of the noise itself"
-    " reveals them."
-)
+from jaxdp.clipping import Clipper
+from jaxdp.plan import Plan
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
-    """What to account for."""
+class Planned:
+    """The run."""
 
     schedule: Literal[
         "fixed", "linear", "staircase", "exponential", "quarter_cosine", "inverse_time", "polynomial"
@@ -45,14 +40,6 @@ class Config:
     """Probability that an example takes part in a step (published: 0.01)."""
     sampling: Literal["poisson", "shuffled", "full", "without_replacement"] = "poisson"
     """How batches are drawn. Shuffled batches take one epoch for each 1 / sampling rate steps."""
-    delta: float = 1e-5
-    """Failure probability."""
-    adjacency: Literal["add_or_remove_one", "replace_one", "zero_out"] = "add_or_remove_one"
-    """In what neighbouring data sets differ."""
-    accountant: Literal["both", "rdp", "pld"] = "both"
-    """Which bound."""
-    tolerance: float = 0.01
-    """Relative width of the bracket by privacy loss distributions."""
     clipping: Literal[
         "flat", "per_layer", "per_layer_published", "automatic", "l2_max", "quantile", "quantile_per_layer"
     ] = "flat"
@@ -61,14 +48,36 @@ class Config:
     """Of quantile clipping: noise on the count; None for the largest noise multiplier."""
     layers: int | None = None
     """Number of tensors, for per_layer_published."""
-    nominal: bool = False
-    """For l2_max: print the published number, which is no guarantee."""
     seed_given: bool = False
     """The noise will come from a given seed instead of the system's entropy."""
+    examples: int | None = None
+    """Number of examples, for a warning where delta is not below one over it."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Claimed:
+    """The claim."""
+
+    delta: float = 1e-5
+    """Failure probability."""
+    adjacency: Literal["add_or_remove_one", "replace_one", "zero_out"] = "add_or_remove_one"
+    """In what neighbouring data sets differ."""
+    accountant: Literal["both", "rdp", "pld"] = "both"
+    """Which bound; what is calibrated meets its target by pld unless rdp is asked for, and is shown by both."""
+    tolerance: float = 0.01
+    """Relative width of the bracket by privacy loss distributions."""
+    nominal: bool = False
+    """For l2_max: print the published number, which is no guarantee."""
     target_epsilon: float | None = None
     """Calibrate `--calibrate` to spend this."""
     calibrate: Literal["scale", "steps", "sampling_rate", "end"] = "scale"
     """What to change for `--target-epsilon`."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Shown:
+    """What is shown beside it."""
+
     reconstruction: bool = False
     """Add the largest success of any reconstruction attack, early, late and over the whole run."""
     prior: float = 0.1
@@ -79,155 +88,148 @@ class Config:
     """Print one JSON object."""
 
 
-def plan_of(config: Config) -> calibration.Plan:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """What to account for."""
+
+    plan: tyro.conf.OmitArgPrefixes[Planned] = dataclasses.field(default_factory=Planned)
+    claim: tyro.conf.OmitArgPrefixes[Claimed] = dataclasses.field(default_factory=Claimed)
+    show: tyro.conf.OmitArgPrefixes[Shown] = dataclasses.field(default_factory=Shown)
+
+
+def plan_of(planned: Planned) -> Plan:
     """The run that the options describe."""
-    given = {"value": config.noise_multiplier, "start": config.start}
-    if config.schedule != "fixed" and config.noise_multiplier is not None:
+    if planned.schedule != "fixed" and planned.noise_multiplier is not None:
         raise ValueError(
-            f"noise_multiplier={config.noise_multiplier}: schedule {config.schedule!r} takes start, end "
-            f"and scale"
+            f"noise_multiplier={planned.noise_multiplier}: schedule {planned.schedule!r} takes start, end "
+            "and scale"
         )
-    ratio = 1.0
-    if config.clipping == "per_layer_published":
-        if config.layers is None or config.layers < 1:
-            raise ValueError(f"layers={config.layers}: per_layer_published needs the number of tensors, >= 1")
-        ratio = 1 / math.sqrt(config.layers)
-    elif config.layers is not None:
-        raise ValueError(f"layers={config.layers}: only per_layer_published depends on it")
-    parameters = {name: value for name, value in given.items() if value is not None}
-    plan = calibration.Plan(
-        schedule=config.schedule,
-        parameters=parameters,
-        steps=config.steps,
-        sampling=_sampling(config),
-        scale=config.scale,
-        noise_ratio=ratio,
-        mechanism=config.clipping,
-        private=config.clipping != "l2_max",
-        reasons=(_L2_MAX,) if config.clipping == "l2_max" else (),
-        seed="given" if config.seed_given else "entropy",
+    if (planned.clipping == "per_layer_published") != (planned.layers is not None):
+        raise ValueError(
+            f"layers={planned.layers}: the number of tensors, exactly for per_layer_published clipping"
+        )
+    counts = planned.clipping.startswith("quantile")
+    if planned.count_noise is not None and not counts:
+        raise ValueError(f"count_noise={planned.count_noise}: only quantile clipping counts")
+    given = {"value": planned.noise_multiplier, "start": planned.start}
+    named = {name: value for name, value in given.items() if value is not None}
+    noise = schedules.scaled(schedules.create(planned.schedule, planned.steps, **named), planned.scale)
+    plan = Plan(
+        clipper=clipping.flat(1.0) if counts else _clipper(planned),
+        noise_multiplier=noise,
+        sampler=_sampling(planned),
+        steps=planned.steps,
+        seed=0 if planned.seed_given else None,
     )
-    if config.end is None:
-        return plan
-    return dataclasses.replace(plan, parameters=calibration.with_end(plan, config.end))
+    return plan if planned.end is None else plan.ending_at(planned.end)
 
 
-def _sampling(config: Config) -> Sampling:
-    if config.sampling == "full":
-        rate = 1.0 if config.sampling_rate is None else config.sampling_rate
-        return Sampling(kind="full", rate=rate)
-    rate = 0.01 if config.sampling_rate is None else config.sampling_rate
-    if config.sampling == "shuffled":
-        if not 0 < rate <= 1:
-            raise ValueError(f"sampling_rate={rate}: must lie in (0, 1]")
+def _clipper(planned: Planned, count_noise: float | None = None) -> Clipper:
+    """The clipper; neither its bound nor the batch size, of which counts are a share, moves what is charged."""
+    counting = dict(count_noise=count_noise) if count_noise is not None else {}
+    return clipping.create(
+        planned.clipping, 1.0, layers=planned.layers or 1, expected_batch_size=1.0, **counting
+    )
+
+
+def _sampling(planned: Planned) -> Sampling:
+    if planned.sampling == "full":
+        return Sampling(kind="full", rate=1.0 if planned.sampling_rate is None else planned.sampling_rate)
+    rate = 0.01 if planned.sampling_rate is None else planned.sampling_rate
+    if planned.sampling == "shuffled":
+        _validate.share(sampling_rate=rate)
         return Sampling(kind="shuffled", rate=rate, steps_per_epoch=math.floor(1 / rate + 1e-9))
-    return Sampling(kind=config.sampling, rate=rate)
+    return Sampling(kind=planned.sampling, rate=rate)
 
 
-def _with_counts(plan: calibration.Plan, config: Config) -> tuple[calibration.Plan, str | None]:
-    """The plan with what quantile clipping charges for its counts, and a line that says how noise is shared."""
-    if not config.clipping.startswith("quantile"):
-        if config.count_noise is not None:
-            raise ValueError(f"count_noise={config.count_noise}: only quantile clipping counts")
-        return plan, None
-    sigmas = plan.ledger().sigmas()
-    count_noise = float(sigmas.max()) if config.count_noise is None else config.count_noise
-    # The expected batch size and the first bound move the bound, not the charge.
-    clipper = clipping.create(config.clipping, 1.0, expected_batch_size=1.0, count_noise=count_noise)
+def _counting(plan: Plan, planned: Planned) -> tuple[Plan, str]:
+    """The plan with what quantile clipping charges for its counts, and how noise is shared between both."""
+    sigmas = plan.noise_multipliers()
+    count_noise = float(sigmas.max()) if planned.count_noise is None else planned.count_noise
+    clipper = _clipper(planned, count_noise)
     clipper.check(sigmas)
-    ends = [adaptive_clipping.gradient_noise_multiplier(s, count_noise) for s in (sigmas.min(), sigmas.max())]
-    span = f"{ends[0]:.4g}" if ends[0] == ends[1] else f"{ends[0]:.4g} to {ends[1]:.4g}"
-    note = (
-        f"count noise {count_noise:.4g}: the gradient's own noise multiplier is {span}; the pair is charged"
-    )
-    return dataclasses.replace(plan, charged=clipper.charged), note
+    least, most = (float(clipper.gradient_noise(s)) for s in (sigmas.min(), sigmas.max()))
+    span = f"{least:.4g}" if least == most else f"{least:.4g} to {most:.4g}"
+    note = f"count noise {count_noise:.4g}: the gradient's own noise multiplier is {span}"
+    return dataclasses.replace(plan, clipper=clipper), f"{note}; the pair is charged"
 
 
-def answer(config: Config) -> dict:
+def answer(config: Config) -> dict[str, Any]:
     """All that is printed, as data: `epsilons`, `matched_constant`, `statement` and the calibrated plan."""
-    if config.nominal and config.clipping != "l2_max":
-        raise ValueError(f"nominal=True: {config.clipping!r} is private, its epsilon is a guarantee")
-    plan = plan_of(config)
-    settings = dict(delta=config.delta, adjacency=config.adjacency)
-    accountants = ("rdp", "pld") if config.accountant == "both" else (config.accountant,)
-    claims = [accounting.Claim(**settings, accountant=name) for name in accountants]
-    if config.target_epsilon is not None:
+    planned, claimed = config.plan, config.claim
+    if claimed.nominal and planned.clipping != "l2_max":
+        raise ValueError(f"nominal=True: {planned.clipping!r} is private, its epsilon is a guarantee")
+    plan, claims, note = plan_of(planned), _claims(claimed), ""
+    if claimed.target_epsilon is not None:
+        _validate.positive(target_epsilon=claimed.target_epsilon)
         plan = calibration.calibrate(
-            plan,
-            config.target_epsilon,
-            config.calibrate,
-            accountant=accountants[0],
-            tolerance=config.tolerance,
-            **settings,
+            plan, claimed.target_epsilon, claims[0], claimed.calibrate, tolerance=claimed.tolerance
         )
-    plan, note = _with_counts(plan, config)
-    ledger = plan.ledger()
-    found = [
-        accounting.epsilon(ledger, claim, nominal=config.nominal, tolerance=config.tolerance)
-        for claim in claims
-    ]
-    result: dict = {
-        "schedule": config.schedule,
+    if planned.clipping.startswith("quantile"):
+        plan, note = _counting(plan, planned)
+    ledger, options = plan.ledger(), dict(nominal=claimed.nominal, tolerance=claimed.tolerance)
+    found = [accounting.epsilon(ledger, claim, **options) for claim in claims]
+    noise, matched = plan.schedule, None
+    assert isinstance(noise, schedules.Parametric)
+    if 0 < found[0].value < math.inf:
+        matched = calibration.matched_constant(ledger, claims[0], target=found[0].value, **options)
+    stated = privacy_statement(ledger, min(found, key=lambda e: e.value), examples=planned.examples)
+    return {
+        "schedule": planned.schedule,
         "steps": plan.steps,
         "sampling_rate": plan.sampling.rate,
-        "scale": plan.scale,
-        "parameters": dict(plan.parameters),
+        "scale": float(noise.factor),
+        "parameters": dict(noise.parameters),
         "epsilons": found,
-        "matched_constant": _matched(ledger, found[0], config),
-        "statement": privacy_statement(ledger, min(found, key=lambda e: e.value)),
+        "matched_constant": matched,
+        "statement": stated,
+        **({"note": note} if note else {}),
+        **_windows(ledger, config),
     }
-    note = _PER_LAYER_NOMINAL if config.clipping == "per_layer_published" else note
-    if note is not None:
-        result["note"] = note
-    if config.reconstruction:
-        from jaxdp.accounting import reconstruction
-
-        result["reconstruction"] = reconstruction.windows(
-            ledger, config.prior, adjacency=config.adjacency, length=config.window, tolerance=config.tolerance
-        )
-    elif config.window is not None:
-        raise ValueError(f"window={config.window}: only --reconstruction looks at windows")
-    return result
 
 
-def _matched(ledger, epsilon, config) -> float | None:
-    if not 0 < epsilon.value < math.inf:
-        return None
-    return calibration.matched_constant(
-        ledger,
-        delta=config.delta,
-        adjacency=config.adjacency,
-        accountant=epsilon.accountant,
-        tolerance=config.tolerance,
-        nominal=config.nominal,
-        target=epsilon.value,
-    )
+def _claims(claimed: Claimed) -> list[Claim]:
+    """The claims that are shown, the one that meets a target first; both where one is met."""
+    first = "pld" if claimed.accountant == "both" else claimed.accountant
+    both = claimed.accountant == "both" or claimed.target_epsilon is not None
+    names = [first, *(name for name in accounting.ACCOUNTANTS if both and name != first)]
+    return [Claim(delta=claimed.delta, adjacency=claimed.adjacency, accountant=name) for name in names]
+
+
+def _windows(ledger, config: Config) -> dict[str, Any]:
+    from jaxdp.accounting import reconstruction
+
+    show, claimed = config.show, config.claim
+    if not show.reconstruction:
+        if show.window is not None:
+            raise ValueError(f"window={show.window}: only --reconstruction looks at windows")
+        return {}
+    options = dict(adjacency=claimed.adjacency, length=show.window, tolerance=claimed.tolerance)
+    return {"reconstruction": reconstruction.windows(ledger, show.prior, **options)}
 
 
 def run(config: Config) -> None:
     """Prints the answer, as text or JSON."""
-    result = answer(config)
-    if config.json:
+    result, claimed = answer(config), config.claim
+    if config.show.json:
         print(json.dumps(_plain(result)))
         return
     for epsilon in result["epsilons"]:
         print(epsilon)
-    if config.target_epsilon is not None:
-        changed = {
-            "scale": result["scale"],
-            "steps": result["steps"],
-            "sampling_rate": result["sampling_rate"],
-        }
-        value = changed.get(
-            config.calibrate, result["parameters"].get("end", result["parameters"].get("angle"))
+    if claimed.target_epsilon is not None:
+        parameters = result["parameters"]
+        end = parameters.get("end", parameters.get("angle"))
+        value = {**result, "end": end}[claimed.calibrate]
+        by = result["epsilons"][0].accountant.upper()
+        print(
+            f"calibrated {claimed.calibrate} = {value:.6g} for epsilon = {claimed.target_epsilon:g} by {by}"
         )
-        print(f"calibrated {config.calibrate} = {value:.6g} for epsilon = {config.target_epsilon:g}")
     if result["matched_constant"] is not None:
         print(f"matched constant noise multiplier (effective): {result['matched_constant']:.3f}")
     if "note" in result:
         print(result["note"])
     if "reconstruction" in result:
-        _print_windows(result["reconstruction"], config.prior)
+        _print_windows(result["reconstruction"], config.show.prior)
     print(f"\n{result['statement']}")
 
 
@@ -238,10 +240,9 @@ def _print_windows(windows, prior: float) -> None:
         print(f"  {row.name:<24} {row.released:>14.4f} {row.seen:>28.4f}")
 
 
-def _plain(result: dict) -> dict:
+def _plain(result: dict[str, Any]) -> dict[str, Any]:
     """Without dataclasses and without infinities, which JSON does not have."""
     plain = {**result, "statement": result["statement"].to_dict()}
-    plain["epsilons"] = [dataclasses.asdict(e) for e in result["epsilons"]]
-    if "reconstruction" in plain:
-        plain["reconstruction"] = [dataclasses.asdict(row) for row in result["reconstruction"]]
+    for name in {"epsilons", "reconstruction"} & set(plain):
+        plain[name] = [dataclasses.asdict(row) for row in result[name]]
     return json.loads(json.dumps(plain), parse_constant=lambda _: None)

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from jaxdp import accounting, adaptive_noise, data
 from jaxdp._privatize import privatize
-from jaxdp.accounting import Claim, filters, ledger
+from jaxdp.accounting import Claim, events, filters
 from jaxdp.accounting.filters import UNITS
 from jaxdp.accounting.ledger import Entry, Ledger, Sampling, from_json, run_lengths
 from jaxdp.accounting.statement import privacy_statement
@@ -39,6 +39,15 @@ def kept(sigmas, filter=FILTER, **changes):
     return Ledger((Entry(**{**whole, "filter": filter, **changes}),))
 
 
+def admitted(filter, rate, sigmas, spent=0):
+    """How many of the steps a filter admits before it stops, one at a time."""
+    for step, units in enumerate(filters.units(filter, rate, np.asarray(sigmas, float))):
+        spent += int(units)
+        if spent > UNITS:
+            return step
+    return len(sigmas)
+
+
 def divergence(sigmas, filter=FILTER, rate=0.1):
     """RDP at the filter's order by dp_accounting, step by step."""
     total = 0.0
@@ -54,7 +63,7 @@ def divergence(sigmas, filter=FILTER, rate=0.1):
 @settings(deadline=None, max_examples=40)
 @given(st.lists(st.floats(0.4, 20.0), min_size=1, max_size=60))
 def test_never_admits_beyond_the_budget_and_stops_only_before_the_step_that_would_pass(sigmas):
-    steps = filters.admitted(FILTER, 0.1, np.array(sigmas))
+    steps = admitted(FILTER, 0.1, np.array(sigmas))
     assert divergence(sigmas[:steps]) <= FILTER.budget
     if steps < len(sigmas):
         assert divergence(sigmas[: steps + 1]) > FILTER.budget * (1 - 1e-6)
@@ -69,7 +78,7 @@ def test_equals_ordinary_composition_at_its_order_where_nothing_adapts(adjacency
     filter = filters.create(3.0, claim, sampling_rate=rate, noise_multiplier=sigma)
     cost = accounting.divergences(rate, np.array([sigma]), adjacency, np.array([filter.order]))[0, 0]
     planned = int(filter.budget / cost)
-    steps = filters.admitted(filter, rate, np.full(planned + 50, sigma))
+    steps = admitted(filter, rate, np.full(planned + 50, sigma))
     assert planned - 1 <= steps <= planned
     # And the order is the one that ordinary accounting would have used for these steps.
     sampling = Sampling(kind="full") if rate == 1 else Sampling(rate=rate)
@@ -99,15 +108,15 @@ def test_the_order_is_chosen_for_the_guess_and_kept_whatever_is_used():
     quiet = filters.create(2.0, CLAIM, sampling_rate=0.1, noise_multiplier=20.0)
     assert quiet.order != FILTER.order
     sigmas = np.full(10_000, 20.0)
-    assert filters.admitted(quiet, 0.1, sigmas) > filters.admitted(FILTER, 0.1, sigmas)
+    assert admitted(quiet, 0.1, sigmas) > admitted(FILTER, 0.1, sigmas)
     assert filters.epsilon(kept(sigmas[:100])).order == FILTER.order
 
 
 def test_what_was_spent_before_counts():
     sigmas = np.full(1000, 2.0)
-    whole = filters.admitted(FILTER, 0.1, sigmas)
+    whole = admitted(FILTER, 0.1, sigmas)
     first = filters.spent(kept(sigmas[:30]))
-    assert filters.admitted(FILTER, 0.1, sigmas, spent=first) == whole - 30
+    assert admitted(FILTER, 0.1, sigmas, spent=first) == whole - 30
 
 
 # --- what may not be said of it --------------------------------------------------------------------------
@@ -121,13 +130,13 @@ def test_ordinary_accounting_refuses_what_a_filter_admitted():
             with pytest.raises(ValueError, match="filter: the noise multipliers followed"):
                 refused(run, claim)
     with pytest.raises(ValueError, match="filter: "):
-        ledger.to_event(run)
+        events.to_event(run)
     with pytest.raises(ValueError, match="filter=None"):
         filters.epsilon(kept([2.0] * 20, None))
 
 
 def test_a_ledger_beyond_the_budget_has_no_epsilon():
-    most = filters.admitted(FILTER, 0.1, np.full(1000, 2.0))
+    most = admitted(FILTER, 0.1, np.full(1000, 2.0))
     assert filters.epsilon(kept([2.0] * most)).value == 2.0
     with pytest.raises(ValueError, match="a step was taken that it did not admit"):
         filters.epsilon(kept([2.0] * (most + 1)))

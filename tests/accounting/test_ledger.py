@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxdp.accounting import ledger
+from jaxdp.accounting import events, ledger
 from jaxdp.accounting.ledger import Entry, Ledger, Sampling, from_json, run_lengths
 
 POISSON = Sampling(kind="poisson", rate=0.01)
@@ -151,10 +151,10 @@ def test_event_is_what_dp_accounting_composes():
     for sigma, count in ((2.0, 40), (4.0, 60)):
         by_hand.compose(dp.PoissonSampledDpEvent(0.01, dp.GaussianDpEvent(sigma)), count)
     by_hand.compose(dp.GaussianDpEvent(6.0), 2)
-    found = dp.rdp.RdpAccountant().compose(ledger.to_event(run)).get_epsilon(1e-5)
+    found = dp.rdp.RdpAccountant().compose(events.to_event(run)).get_epsilon(1e-5)
     assert found == pytest.approx(by_hand.get_epsilon(1e-5), rel=1e-12)
     with pytest.raises(ValueError, match="why"):
-        ledger.to_event(THREE)
+        events.to_event(THREE)
 
 
 def test_shuffled_epochs_are_counted_from_step_zero():

@@ -159,3 +159,49 @@ def test_composition_is_convolution():
     first = 2 * -3 + 3 * 1
     found = dict(enumerate(composed.probabilities, composed.start))
     np.testing.assert_allclose([found.get(first + k, 0) for k in range(expected.size)], expected, atol=1e-12)
+
+
+def test_a_bracket_of_a_hundred_thousand_holds():
+    """Between dp_accounting's optimistic and pessimistic values."""
+    bounds = pld.bounds(fixed(0.9, 0.06, 1000), 1e-5, replace=False)
+    low, high = (
+        reference.from_gaussian_mechanism(
+            0.06, sampling_prob=0.9, value_discretization_interval=0.1, pessimistic_estimate=pessimistic
+        )
+        .self_compose(1000)
+        .get_epsilon_for_delta(1e-5)
+        for pessimistic in (False, True)
+    )
+    assert bounds.lower <= high and low <= bounds.upper
+    assert bounds.lower < bounds.upper <= bounds.lower * 1.005 and high < low * 1.005
+
+
+@pytest.mark.parametrize(
+    "runs",
+    [((0.01, 2.0, 100), (1.0, 3.0, 10)), ((0.1, 1.0, 10), (1.0, 30.0, 1)), ((0.5, 4.0, 3), (1.0, 0.4, 5))],
+)
+def test_full_batches_mix_with_sampled_ones_under_replace_one(runs):
+    """Not below what the full batches spend alone, not above what all steps spend without sampling."""
+    bounds = pld.bounds([r for run in runs for r in fixed(*run)], 1e-5, replace=True)
+    mu = [2 * math.sqrt(n) / sigma for _, sigma, n in runs]
+    alone, everything = (pld.gaussian_epsilon(m, 1e-5) for m in (mu[1], math.hypot(*mu)))
+    assert 0 < bounds.lower <= bounds.upper and alone <= bounds.upper <= everything * 1.005
+    assert bounds.lower <= everything
+
+
+@pytest.mark.parametrize("replace", [False, True])
+@pytest.mark.parametrize("q", [1e-300, 1e-17])
+def test_hardly_anyone_spends_hardly_anything(q, replace):
+    assert pld.bounds(fixed(q, 1.0, 10), 1e-5, replace=replace).upper == 0
+
+
+@pytest.mark.parametrize("sigma", [0.034, 0.03, 1e-3])
+def test_what_float64_cannot_hold_has_a_bracket_of_everything(sigma):
+    assert pld.bounds(fixed(0.01, sigma, 10), 1e-5, replace=False)[:2] == (math.inf, 0.0)
+
+
+def test_groups_close_where_losses_are_large():
+    """Noise multipliers between 0.1 and 0.14 are told apart."""
+    runs = [Steps(0.01, np.linspace(0.1, 0.14, 12), np.ones(12, int))]
+    bounds = pld.bounds(runs, 1e-5, replace=False, tolerance=0.02)
+    assert bounds.upper - bounds.lower <= 0.02 * bounds.upper

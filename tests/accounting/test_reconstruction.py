@@ -5,15 +5,15 @@ import math
 import numpy as np
 import pytest
 from scipy import stats
+from written_ledgers import written
 
 from jaxdp.accounting import pld, reconstruction
 from jaxdp.accounting.ledger import Sampling
 from jaxdp.accounting.pld import Steps
-from jaxdp.calibration import Plan
 
 
 def run(schedule="fixed", steps=100, rate=1.0, **changes):
-    return Plan(schedule=schedule, steps=steps, sampling=Sampling(rate=rate), **changes).ledger()
+    return written(schedule, steps, Sampling(rate=rate), **changes)
 
 
 @pytest.mark.parametrize(("mu", "expected"), [(1.667, 0.650), (1.177, 0.458), (1.301, 0.508)])
@@ -96,7 +96,7 @@ def test_windows_of_a_sampled_run_are_below_what_a_known_participant_allows():
 
 def test_limits():
     assert reconstruction.bound(run(rate=0.0), 0.1, adjacency="zero_out") == pytest.approx(0.1)
-    shuffled = Plan(steps=12, sampling=Sampling(kind="shuffled", rate=0.25, steps_per_epoch=4)).ledger()
+    shuffled = written(steps=12, sampling=Sampling(kind="shuffled", rate=0.25, steps_per_epoch=4))
     expected = float(reconstruction.gaussian_bound(math.sqrt(3) / 6, 0.1))
     assert reconstruction.bound(shuffled, 0.1, adjacency="zero_out") == pytest.approx(expected)
 

@@ -4,18 +4,18 @@ import dataclasses
 import json
 
 import pytest
+from written_ledgers import written
 
 from jaxdp import accounting
 from jaxdp.accounting import statement
 from jaxdp.accounting.ledger import Sampling
 from jaxdp.accounting.statement import privacy_statement
-from jaxdp.calibration import Plan
 
 CLAIM = accounting.Claim(delta=1e-5, adjacency="zero_out", accountant="rdp")
 
 
 def stated(adjacency="zero_out", nominal=False, disclosed=(), **changes):
-    run = Plan(**{**dict(steps=20, sampling=Sampling(rate=0.1)), **changes}).ledger()
+    run = written(**{**dict(steps=20, sampling=Sampling(rate=0.1)), **changes})
     spent = accounting.epsilon(run, dataclasses.replace(CLAIM, adjacency=adjacency), nominal=nominal)
     return privacy_statement(run, spent, disclosed=disclosed), spent
 
@@ -81,7 +81,7 @@ def test_a_run_that_is_not_private_is_never_given_a_guarantee():
     said, spent = stated(nominal=True, private=False, reasons=("Norms leak.",))
     assert not said.private and "NOT PRIVATE" in str(said) and "NOMINAL" in str(said)
     assert said.warnings == ("Not private: Norms leak.",)
-    run = Plan(steps=20, sampling=Sampling(rate=0.1), private=False, reasons=("Norms leak.",)).ledger()
+    run = written(steps=20, sampling=Sampling(rate=0.1), private=False, reasons=("Norms leak.",))
     silent = privacy_statement(run)
     assert silent.epsilon is None and "no epsilon holds" in str(silent)
     with pytest.raises(ValueError, match="nominal=False"):
@@ -89,13 +89,13 @@ def test_a_run_that_is_not_private_is_never_given_a_guarantee():
 
 
 def test_an_epsilon_of_another_ledger_is_not_stated():
-    short, long = (Plan(steps=n, sampling=Sampling(rate=0.1)).ledger() for n in (10, 10_000))
+    short, long = (written(steps=n, sampling=Sampling(rate=0.1)) for n in (10, 10_000))
     with pytest.raises(ValueError, match="another ledger"):
         privacy_statement(long, accounting.epsilon(short, CLAIM))
 
 
 def test_a_private_run_needs_its_epsilon_and_known_disclosures():
-    run = Plan(steps=20, sampling=Sampling(rate=0.1)).ledger()
+    run = written(steps=20, sampling=Sampling(rate=0.1))
     with pytest.raises(ValueError, match="epsilon=None"):
         privacy_statement(run)
     with pytest.raises(ValueError, match="disclosed='gossip'"):
@@ -106,3 +106,14 @@ def test_every_adjacency_and_sampling_has_words():
     assert set(statement.ADJACENCY_IN_WORDS) == set(accounting.ADJACENCIES)
     for kind in ("poisson", "full"):
         assert stated(sampling=Sampling(kind=kind))[0].assumptions[-1] == statement._SAMPLING_ASSUMED[kind]
+
+
+def test_warns_of_a_large_delta_and_of_the_last_order():
+    run = written(steps=10, parameters={"value": 300.0})
+    spent = accounting.epsilon(run, CLAIM)
+    assert "best order is the grid's last" in str(privacy_statement(run, spent))
+    said = [
+        any("delta = 1e-05" in w for w in privacy_statement(run, spent, examples=n).warnings)
+        for n in (10, 10**6)
+    ]
+    assert said == [False, True]

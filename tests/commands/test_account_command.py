@@ -1,5 +1,6 @@
 """`jaxdp account`: what it prints, and what it refuses in one line."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import sys
 import pytest
 
 from jaxdp import cli
+from jaxdp.commands import account
 
 FEW = ["--steps", "100", "--schedule", "staircase"]
 
@@ -125,8 +127,38 @@ def test_bad_input_is_one_line_and_exit_code_two(capsys, options, message):
 def test_starts_without_what_it_does_not_need():
     code = (
         "import sys; from jaxdp import cli; cli.main(['account', '--steps', '10']);"
-        "print([m for m in ('flax', 'orbax', 'matplotlib', 'pandas', 'dp_accounting') if m in "
+        "print([m for m in ('flax', 'orbax', 'matplotlib', 'pandas') if m in "
         "sys.modules])"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.strip().endswith("[]")
+
+
+def test_a_target_is_met_by_pld_and_shown_by_both(capsys):
+    record = json.loads(call(capsys, *FEW, "--target-epsilon", "0.5", "--json")[1])
+    spent = {epsilon["accountant"]: epsilon["value"] for epsilon in record["epsilons"]}
+    assert 0.495 < spent["pld"] <= 0.5 < spent["rdp"]
+    out = call(capsys, *FEW, "--target-epsilon", "0.5", "--accountant", "rdp")[1]
+    assert "for epsilon = 0.5 by RDP" in out and "PLD, add_or_remove_one" in out
+
+
+def test_hardly_any_noise_has_an_epsilon(capsys):
+    code, out, _ = call(capsys, "--noise-multiplier", "0.03", "--steps", "10")
+    assert code == 0 and "the value is by RDP" in out
+
+
+@pytest.mark.parametrize(("delta", "code"), [("0.5", 2), ("0.4", 0)])
+def test_a_delta_of_one_half_is_refused(capsys, delta, code):
+    assert call(capsys, *FEW, "--delta", delta)[0] == code
+
+
+def test_a_delta_that_gives_examples_away_is_warned_of(capsys):
+    for examples, warned in (("1000", True), ("100", False)):
+        out = call(capsys, *FEW, "--delta", "1e-3", "--examples", examples)[1]
+        assert ("not below one over the number of examples" in out) == warned
+
+
+def test_no_group_of_options_is_long():
+    config = account.Config()
+    groups = [getattr(config, field.name) for field in dataclasses.fields(config)]
+    assert len(groups) > 1 and all(len(dataclasses.fields(group)) <= 15 for group in groups)

@@ -1,0 +1,45 @@
+"""Ledgers as events of `dp_accounting`, for any accountant of that library."""
+
+import dp_accounting as dp
+import numpy as np
+
+from jaxdp.accounting.ledger import Ledger, epoch_minima
+
+
+def to_event(ledger: Ledger) -> dp.ComposedDpEvent:
+    """The ledger as a `dp_accounting.DpEvent`, equal noise multipliers of an entry grouped.
+
+    The noise multipliers are for add/remove-one (or zero-out) adjacency.  Shuffled batches become one
+    unsampled Gaussian an epoch, with the smallest noise multiplier in it.
+
+    Raises:
+      ValueError: a run that is not private, or one sampled without replacement, which these adjacencies do
+        not cover.
+    """
+    if not ledger.private:
+        raise ValueError(f"private=False: {' '.join(ledger.reasons)}")
+    if ledger.filter is not None:
+        raise ValueError(
+            "filter: noise that followed noised outputs is no event; see jaxdp.accounting.filters"
+        )
+    return event_of(ledger)
+
+
+def event_of(ledger: Ledger) -> dp.ComposedDpEvent:
+    """As `to_event`, of noise multipliers that may be nominal."""
+    events: list[dp.DpEvent] = []
+    for entry in ledger.entries:
+        kind = entry.sampling.kind
+        if kind == "without_replacement":
+            raise ValueError(f"sampling={kind!r}: has no event under add/remove-one; use jaxdp.accounting")
+        sigmas = epoch_minima(entry) if kind == "shuffled" else entry.sigmas()
+        for sigma, count in zip(*np.unique(sigmas, return_counts=True), strict=True):
+            event = poisson_event(entry.sampling.rate if kind == "poisson" else 1.0, float(sigma))
+            events.append(dp.SelfComposedDpEvent(event, int(count)))
+    return dp.ComposedDpEvent(events)
+
+
+def poisson_event(rate: float, sigma: float) -> dp.DpEvent:
+    """One Poisson-sampled Gaussian step as a `dp_accounting.DpEvent`."""
+    event = dp.GaussianDpEvent(sigma)
+    return event if rate == 1 else dp.PoissonSampledDpEvent(rate, event)
