@@ -10,7 +10,7 @@ import numpy as np
 from jaxdp import atomic, data, models
 from jaxdp.attacks import metrics, public_knowledge
 from jaxdp.laboratory import records as results
-from jaxdp.laboratory.leakage import forecast, picture, sweep
+from jaxdp.laboratory.leakage import forecast, origin, picture, sweep
 from jaxdp.laboratory.leakage.sweep import Model, Settings, break_down
 from jaxdp.training import configured
 
@@ -125,9 +125,11 @@ def load(config: Config) -> tuple[Model, str, int]:
     return model, f"{described}, {dataset.name} {list(dataset.input_shape)}", step
 
 
-def settings(config: Config) -> Settings:
+def settings(config: Config, step: int = 0) -> Settings:
     """The part of the configuration that the sweep takes."""
-    return Settings(**{name: getattr(config, name) for name in Settings.__dataclass_fields__})
+    made = {name: getattr(config, name) for name in Settings.__dataclass_fields__}
+    own = None if config.checkpoint is None else origin.own_noise(origin.run_config(config.checkpoint), step)
+    return Settings(**made | {"sigmas": (*config.sigmas, own) if own else config.sigmas})
 
 
 def table(rows: list[dict], criterion: metrics.Criterion = metrics.IMAGES) -> str:
@@ -172,8 +174,13 @@ def record(config: Config, row: dict, originals: np.ndarray, found: np.ndarray, 
         threshold = metrics.IMAGES.recognisable
         shown = min(_SHOWN, len(found))
         images = {"originals": originals[:shown], "reconstructions": found[:shown]}
+    tied: dict = {"variant": "attack", "stage": None}
+    subject: dict = {}
+    if config.checkpoint is not None:
+        tied = origin.fields(origin.run_config(config.checkpoint), step, row["sigma"])
+        subject = tied.pop("config")
     return results.attack_record(
-        variant="attack", seed=config.seed, config=asdict(config), stage=None, step=step,
+        **tied, seed=config.seed, config=asdict(config) | subject, step=step,
         leak_point=row["leak"], attack=row["attack"], noise_std=row["noise_std"], knowledge=row["knowledge"],
         metrics=row | {"success": row["recognisable"], "threshold": threshold},
         **images,
@@ -186,7 +193,7 @@ def run(config: Config) -> None:
     model, described, step = load(config)
     print(f"{described}; clip C = {config.l2_norm_clip:g}", flush=True)
     rows, images = [], []
-    for row, found in sweep.sweep(model, settings(config), config.progress):
+    for row, found in sweep.sweep(model, settings(config, step), config.progress):
         rows.append(row)
         images.append(found)
     criterion = metrics.IMAGES if model.x.ndim == 4 else metrics.TABULAR
