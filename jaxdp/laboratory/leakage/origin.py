@@ -24,8 +24,8 @@ def own_noise(config: TrainConfig, step: int) -> float | None:
 def fields(config: TrainConfig, step: int, sigma: float) -> dict[str, Any]:
     """What ties the record of an attack to a run: its variant and stage, its data and model.
 
-    An attack behind noise that is not the run's own belongs to no variant: it is a point of the curve over noise,
-    `undefended`.
+    An attack behind noise that is not the run's own belongs to no variant: it is `undefended`, a point of the
+    curve over noise.
 
     Args:
       config: of the run.
