@@ -29,7 +29,7 @@ from jaxdp.laboratory.study import (
 from jaxdp.laboratory.study import (
     collected as records,
 )
-from jaxdp.laboratory.study.trials import SELECTION_SEED, StudyConfig
+from jaxdp.laboratory.study.setups import SELECTION_SEED, StudyConfig
 from jaxdp.training import program as training
 from jaxdp.training import run as runs
 from jaxdp.training.config import TrainConfig

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import tyro
 
-from jaxdp.laboratory.study.trials import StudyConfig
+from jaxdp.laboratory.study.setups import StudyConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,7 @@ from jaxdp.laboratory.study.collected import PUBLISHED as PUBLISHED_FILE
 from jaxdp.laboratory.study.page_attacks import adversary, images
 from jaxdp.laboratory.study.page_parts import FROM, cost, points, published_comparison
 from jaxdp.laboratory.study.published import accountants_table
-from jaxdp.laboratory.study.trials import SELECTION_SEED, SETUPS, VARIANTS
+from jaxdp.laboratory.study.setups import SELECTION_SEED, SETUPS, VARIANTS
 
 Draw = Callable[..., str]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from jaxdp import accounting, calibration, schedules
 from jaxdp.accounting import reconstruction
-from jaxdp.laboratory.study.trials import CLAIM, SETUPS, planned
+from jaxdp.laboratory.study.setups import CLAIM, SETUPS, planned
 
 STEPS, RATE, PRIOR = 10_000, 0.01, 0.1
 EPSILONS = (0.5, 2.0, 8.0)  # at which accountants are compared
