@@ -29,6 +29,7 @@ from jaxdp.accounting import Claim as Claim
 from jaxdp.calibration import calibrate as calibrate
 from jaxdp.clipping import clipped_gradients as clipped_gradients
 from jaxdp.gradients import per_example as per_example
+from jaxdp.noise import entropy_key as entropy_key
 from jaxdp.plan import Plan as Plan
 
 __version__ = "0.1.0"

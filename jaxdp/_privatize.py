@@ -61,7 +61,7 @@ class PrivatizeState(NamedTuple):
 
 def privatize(
     clipper: Clipper,
-    noise_multiplier: float | Schedule | NoisePolicy,
+    noise_multiplier: float | Array | Schedule | NoisePolicy,
     expected_batch_size: float,
     *,
     key: Array | None = None,
@@ -84,11 +84,18 @@ def privatize(
         noise.
 
     Returns:
-      A transformation whose `update` also takes `mask` [B], False for padding.
+      A transformation whose `update` also takes `mask` [B], False or 0 for padding.  It comes first in a chain,
+      and what wraps an optimizer (`optax.MultiSteps`, `apply_if_finite`, `masked`, `partition`) goes around the
+      links behind it: before it, gradients are private.  To freeze parameters give them to the loss as a shared
+      argument; where they are frozen behind it, what the clip spends on their gradients is lost.
+      `nnx.Optimizer` takes per-example gradients, no `ClippedSum`.
 
     Raises:
       ValueError: a negative or non-finite noise multiplier, one that the clipper refuses, an expected batch
-        size that is not > 0 or was computed from a batch.
+        size that is not > 0 or was computed from a batch.  From `init`: parameters that are none, a trace under
+        way without a key.  From `update`: updates that are not what it takes, where `params` is given; a sum
+        that was clipped to another bound or a noise multiplier that the clipper refuses, where their values
+        are known.  Where they are not (in a compiled update) its result is not a number.
 
     Formal guarantee: with neighbouring batches that differ in one example, the noised sum of step t, with
     whatever the clipper releases for its next bound, is a Gaussian mechanism with noise multiplier
@@ -171,7 +178,7 @@ def privatize_state(opt_state: Any) -> PrivatizeState:
     return jax.tree.map(lambda x: x.get_value() if is_variable(x) else x, found[0], is_leaf=is_variable)
 
 
-def _chooser(clipper: Clipper, noise_multiplier: float | Schedule | NoisePolicy):
+def _chooser(clipper: Clipper, noise_multiplier: float | Array | Schedule | NoisePolicy):
     """Returns how the state of the noise begins, and `state -> (its next, the noise multiplier or None)`."""
     if isinstance(noise_multiplier, NoisePolicy):
         policy, sensitivity = noise_multiplier, clipper.sensitivity
@@ -193,8 +200,8 @@ def _chooser(clipper: Clipper, noise_multiplier: float | Schedule | NoisePolicy)
         raise ValueError(f"noise_multiplier={noise_multiplier}: must be finite and >= 0, or a schedule")
     if noise_multiplier == 0:
         return tuple, lambda state: (state.noise, None)
-    clipper.check([noise_multiplier])
-    constant = schedules.constant(noise_multiplier)
+    clipper.check([float(noise_multiplier)])
+    constant = schedules.constant(float(noise_multiplier))
     return tuple, lambda state: (state.noise, constant(state.step))
 
 
@@ -210,11 +217,11 @@ def _gradient_noise(clipper: Clipper, multiplier: Any, step: Any) -> Array:
     return clipper.gradient_noise(multiplier)
 
 
-def _as_key(key: Array, implementation: Any) -> Array:
+def _as_key(key: Any, implementation: Any) -> Array:
     """Returns the key of a state, whose words may be bare."""
     if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         return key
-    return jax.random.wrap_key_data(key, impl=implementation)
+    return jax.random.wrap_key_data(jnp.asarray(key), impl=implementation)
 
 
 # Stands where the key would be drawn while something is traced: it has a shape, so that `jax.eval_shape` works,

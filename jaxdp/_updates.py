@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, PyTree
 
 from jaxdp import gradients
 from jaxdp.clipping import ClippedSum, Clipper
+from jaxdp.clipping.clipper import Bounds
 from jaxdp.gradients import independence, inputs
 
 
@@ -48,8 +49,8 @@ def _check_shapes(updates: PyTree, params: PyTree, batch_axes: int) -> None:
             wanted = ", ".join(["B"] * batch_axes + [str(size) for size in param.shape])
             raise ValueError(
                 f"updates{jax.tree_util.keystr(path)}: has shape {leaf.shape}, must be [{wanted}]; privatize "
-                "takes gradients of jaxdp.per_example or a sum of jaxdp.clipped_gradients, not an ordinary "
-                "gradient, and comes first in a chain"
+                "takes gradients of jaxdp.per_example or a whole ClippedSum of jaxdp.clipped_gradients, not an "
+                "ordinary gradient, comes first in a chain, and inside no optax.MultiSteps"
             )
 
 
@@ -76,7 +77,7 @@ def are_noised_for(clipper: Clipper, summed: ClippedSum, state: Any) -> Bool[Arr
     """
     if clipper.sensitivity is None:
         return True
-    if isinstance(summed.bounds, tuple) and not summed.bounds:
+    if not isinstance(summed.bounds, Bounds):
         raise ValueError(
             "updates: a ClippedSum without bounds; take it from Clipper.clip or clipped_gradients"
         )

@@ -9,7 +9,7 @@ from jaxtyping import Array, PyTree
 
 from jaxdp.attacks import first_layer, labels, leaks, portfolio
 from jaxdp.attacks.attack import Attack
-from jaxdp.attacks.lanes import Reconstruction, first_network
+from jaxdp.attacks.lanes import Reconstruction, count_victims, first_network
 from jaxdp.attacks.leaks import NOISELESS, RAW, Conditions, Leak, Loss, Victims
 from jaxdp.attacks.public import Head, Public, Setting, grey
 
@@ -64,10 +64,11 @@ def invert(
     """
     std = np.asarray(conditions.noise_std, np.float32)
     rows = std[None] if std.ndim else std
-    observed = jax.tree.map(lambda leaf: np.asarray(leaf)[None], gradient)
+    observed = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], gradient)
     given = None if given_labels is None else np.asarray(given_labels)[None]
     victims = Victims(params, observed, conditions._replace(noise_std=rows), given)
     noisy = bool((std > 0).any())
+    count_victims(victims, leak)
     if leak.single and leak.clip in ("none", "flat") and not noisy:
         leak, victims = replace(leak, clip="flat"), portfolio.bounded_by_themselves(victims)
     network = first_network(victims, leak)

@@ -280,6 +280,7 @@ def _average_prediction(setting, head, params, public):
     return jax.vmap(one)(public.examples).mean(0) + jnp.eye(setting.classes)[0]
 
 
+@precise
 def infer_labels(
     rule: str, setting: Setting, leak: Leak, params: PyTree, observation: Observation, public: Public
 ) -> Int[Array, " b"]:

@@ -186,7 +186,7 @@ def first_network(victims: Victims, leak: Leak) -> PyTree:
     return jax.tree.map(lambda leaf: leaf[(0,) * axes], victims.params)
 
 
-def _check(victims: Victims, leak: Leak) -> int:
+def count_victims(victims: Victims, leak: Leak) -> int:
     """The number of victims, after comparing every leaf's shape."""
     observed, params = jax.tree.leaves(victims.observed), jax.tree.leaves(victims.params)
     if jax.tree.structure(victims.observed) != jax.tree.structure(victims.params):
@@ -239,7 +239,7 @@ def invert_many(
     Raises:
       ValueError: shapes that do not fit one another, or an attack that needs public data without any.
     """
-    count = _check(victims, setting.leak)
+    count = count_victims(victims, setting.leak)
     if attack.prior == "gaussian" and setting.known.prior is None:
         raise ValueError("prior='gaussian': needs public inputs (public_knowledge)")
     setting, attack = fitted(setting, attack, first_network(victims, setting.leak))

@@ -45,7 +45,7 @@ def bounded_by_themselves(victims: Victims) -> Victims:
     Late in training a wrong guess has a gradient hundreds of times as long as the truth's; bounded there, it
     is compared by its direction, and the attack finds its way.
     """
-    squares = sum(squared_norm(leaf) for leaf in jax.tree.leaves(victims.observed))
+    squares = sum(squared_norm(jnp.asarray(leaf)) for leaf in jax.tree.leaves(victims.observed))
     return victims._replace(conditions=victims.conditions._replace(bound=np.sqrt(np.asarray(squares))))
 
 

@@ -55,7 +55,7 @@ def clipped_gradients(
                 microbatches.example_bytes(per_example, params, batch, *shared)
             )
         # Pieces of equal size, so that as little as possible is padding.
-        pieces = 1 if fits is None else -(-size // fits)
+        pieces = 1 if fits is None else -(-size // int(fits))
         if pieces <= 1:
             return part(params, batch, mask, clip_state, step, *shared)
         piece_size = -(-size // pieces)

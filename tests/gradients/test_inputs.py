@@ -34,7 +34,7 @@ def by_hand(kept):
     return total
 
 
-# --- parameters ---------------------------------------------------------------------------------
+# --- parameters -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [jnp.complex64, jnp.int32])
@@ -69,7 +69,7 @@ def test_running_statistics_are_no_parameters():
     transform.init(variables["params"])
 
 
-# --- batches ---------------------------------------------------------------------------------
+# --- batches ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_keys_of_each_example_in_any_microbatch(size):
     assert summed.examples == len(X)
 
 
-# --- masks ---------------------------------------------------------------------------------
+# --- masks ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [None, 3])
@@ -159,7 +159,7 @@ def test_other_masks_are_refused(mask, text):
             call()
 
 
-# --- shared arguments and auxiliary outputs -----------------------------------------------------------
+# --- shared arguments and auxiliary outputs ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", gradients.METHODS)

@@ -18,9 +18,9 @@ from jaxdp import accounting, calibration, schedules
 from jaxdp.accounting.ledger import Sampling
 from jaxdp.intervals import median_interval, t_interval
 from jaxdp.laboratory.study import (
-    accountants,
     attacks,
     page,
+    published,
     trials,
 )
 from jaxdp.laboratory.study import (
@@ -29,7 +29,7 @@ from jaxdp.laboratory.study import (
 from jaxdp.laboratory.study import (
     collected as records,
 )
-from jaxdp.laboratory.study.trials import SELECTION_SEED, StudyConfig
+from jaxdp.laboratory.study.setups import SELECTION_SEED, StudyConfig
 from jaxdp.training import program as training
 from jaxdp.training import run as runs
 from jaxdp.training.config import TrainConfig
@@ -329,12 +329,12 @@ def test_runs_of_two_grids_are_not_collected_together(tmp_path):
 
 
 def test_rdp_is_no_even_judge_of_short_runs(monkeypatch):
-    monkeypatch.setattr(accountants, "SETUPS", {"mnist": trials.SETUPS["mnist"]})
-    monkeypatch.setattr(accountants, "EPSILONS", (2.0,))
-    rows = [row for row in accountants.equal_by_rdp() if row["steps"] < 1000]
+    monkeypatch.setattr(published, "SETUPS", {"mnist": trials.SETUPS["mnist"]})
+    monkeypatch.setattr(published, "EPSILONS", (2.0,))
+    rows = [row for row in published.equal_by_rdp() if row["steps"] < 1000]
     spent = {row["schedule"]: row["by_pld"] for row in rows}
     assert max(spent.values()) < 2 and spent["linear"] < 0.8 * spent["fixed"]
-    ((*_, by_rdp, fixed, linear, _, _, _),) = accountants.table(rows)
+    ((*_, by_rdp, fixed, linear, _, _, _),) = published.accountants_table(rows)
     assert by_rdp == "2" and float(linear) < float(fixed)
 
 

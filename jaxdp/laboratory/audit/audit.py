@@ -208,7 +208,8 @@ def _law(subject: Subject, seen: Sequence[Observation], alpha: float) -> Law:
     """The noise of all runs, in the slot that no example touches, against the noise that is claimed."""
     plan = subject.run.plan
     assert plan.schedule is not None and plan.clipper is not None
-    drawn = plan.clipper.gradient_noise(schedules.values(plan.schedule, subject.config.steps))
+    sigmas = schedules.values(plan.schedule, subject.config.steps)
+    drawn = np.asarray(plan.clipper.gradient_noise(jax.numpy.asarray(sigmas)))
     return law.examine(np.concatenate([observed.noise for observed in seen]) / drawn[None, :, None], alpha)
 
 

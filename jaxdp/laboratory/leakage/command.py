@@ -2,7 +2,7 @@
 
 import json
 import pathlib
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import jax
 import numpy as np
@@ -11,7 +11,7 @@ from tyro.conf import OmitArgPrefixes
 from jaxdp import _validate, atomic, data, models
 from jaxdp.attacks import metrics, public_knowledge
 from jaxdp.laboratory import records as results
-from jaxdp.laboratory.leakage import forecast, picture, sweep
+from jaxdp.laboratory.leakage import forecast, origin, picture, sweep
 from jaxdp.laboratory.leakage.sweep import MEANING, Model, Settings, break_down
 from jaxdp.training import configured
 
@@ -153,8 +153,13 @@ def record(config: Config, row: dict, originals: np.ndarray, found: np.ndarray, 
         threshold = metrics.IMAGES.recognisable
         shown = min(_SHOWN, len(found))
         images = {"originals": originals[:shown], "reconstructions": found[:shown]}
+    tied: dict = {"variant": "attack", "stage": None}
+    subject: dict = {}
+    if config.target.checkpoint is not None:
+        tied = origin.fields(origin.run_config(config.target.checkpoint), step, row["sigma"])
+        subject = tied.pop("config")
     return results.attack_record(
-        variant="attack", seed=config.settings.seed, config=config.flat(), stage=None, step=step,
+        **tied, seed=config.settings.seed, config=config.flat() | subject, step=step,
         leak_point=row["leak"], attack=row["attack"], noise_std=row["noise_std"], knowledge=row["knowledge"],
         metrics=row | {"success": row["recognisable"], "threshold": threshold},
         **images,
@@ -163,8 +168,8 @@ def record(config: Config, row: dict, originals: np.ndarray, found: np.ndarray, 
 
 def run(config: Config) -> None:
     """Attacks, prints the tables, writes attack.json, attack.png and the records."""
-    settings = config.settings
-    model, described, step = load(config.target, settings)
+    model, described, step = load(config.target, config.settings)
+    settings = _with_own_noise(config, step)
     print(f"{described}; clip C = {settings.l2_norm_clip:g}", flush=True)
     rows, images = [], []
     for row, found in sweep.sweep(model, settings, config.progress):
@@ -189,6 +194,15 @@ def run(config: Config) -> None:
     drawn = picture.figure(rows, images, model.x[: settings.victims], *forecasts.values())
     atomic.write_bytes(config.output / "attack.png", drawn)
     print(f"\nwritten: {config.output}/attack.json, attack.png, records/")
+
+
+def _with_own_noise(config: Config, step: int) -> Settings:
+    """The settings, at the noise of the run's own next step as well."""
+    if config.target.checkpoint is None:
+        return config.settings
+    own = origin.own_noise(origin.run_config(config.target.checkpoint), step)
+    sigmas = config.settings.sigmas
+    return replace(config.settings, sigmas=(*sigmas, own)) if own else config.settings
 
 
 def _forecasts(model: Model, config: Config) -> dict:

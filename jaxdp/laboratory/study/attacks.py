@@ -26,7 +26,8 @@ from jaxdp.attacks import candidates as hypotheses
 from jaxdp.attacks import public_knowledge
 from jaxdp.laboratory import records as results
 from jaxdp.laboratory.comparison.exposure import Bench, Case
-from jaxdp.laboratory.study.trials import CLAIM, StudyConfig, Trial, Workshop, choose, settings, targets
+from jaxdp.laboratory.study.setups import CLAIM, StudyConfig, Trial, settings
+from jaxdp.laboratory.study.trials import Workshop, choose, targets
 from jaxdp.plan import Plan
 from jaxdp.training import configured
 

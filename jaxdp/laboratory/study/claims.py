@@ -7,7 +7,8 @@ import numpy as np
 
 from jaxdp import schedules
 from jaxdp.intervals import Interval, t_interval
-from jaxdp.laboratory.study.trials import SELECTION_SEED, VARIANTS, best_rate
+from jaxdp.laboratory.study.setups import SELECTION_SEED, VARIANTS
+from jaxdp.laboratory.study.trials import best_rate
 
 Row = Mapping[str, Any]
 STAGES = ("early", "middle", "late", None)

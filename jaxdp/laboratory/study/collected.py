@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from jaxdp import atomic
-from jaxdp.laboratory.study.trials import SELECTION_SEED
+from jaxdp.laboratory.study.setups import SELECTION_SEED
 from jaxdp.records import plain
 from jaxdp.records import read as read_record
 

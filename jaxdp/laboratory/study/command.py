@@ -10,7 +10,7 @@ from typing import Annotated
 
 import tyro
 
-from jaxdp.laboratory.study.trials import StudyConfig
+from jaxdp.laboratory.study.setups import StudyConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,9 +73,9 @@ def run(config: Run | Attack | Collect | Report) -> None:
 
         trials.train(_studied(config), config.output)
     elif isinstance(config, Collect):
-        from jaxdp.laboratory.study import collected as records
+        from jaxdp.laboratory.study import collected
 
-        for path in records.collect(config.records, config.output):
+        for path in collected.collect(config.records, config.output):
             print(path)
     else:
         from jaxdp.laboratory.study import page
@@ -89,7 +89,7 @@ def _studied(config: Run) -> StudyConfig:
 
 
 def _attack(config: Attack) -> None:
-    from jaxdp.laboratory.study import accountants, attacks, published, trials
+    from jaxdp.laboratory.study import attacks, published, trials
 
     studied, settings = _studied(config), attacks.AttackConfig()
     for workshop in trials.workshops(studied, config.output):
@@ -97,4 +97,4 @@ def _attack(config: Attack) -> None:
         if config.images and workshop.setup.images:
             attacks.attack_images(workshop, studied, settings)
     attacks.kept(config.output / "published.json", "published", published.published)
-    attacks.kept(config.output / "accountants.json", "accountants", accountants.equal_by_rdp)
+    attacks.kept(config.output / "accountants.json", "accountants", published.equal_by_rdp)

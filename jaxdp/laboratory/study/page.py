@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from jaxdp import atomic, schedules
 from jaxdp.laboratory.report import figures
 from jaxdp.laboratory.report.tables import markdown
-from jaxdp.laboratory.study import accountants
 from jaxdp.laboratory.study.claims import (
     INFORMED,
     Claim,
@@ -21,7 +20,8 @@ from jaxdp.laboratory.study.collected import ACCOUNTANTS, ATTACKS, RUNS, read
 from jaxdp.laboratory.study.collected import PUBLISHED as PUBLISHED_FILE
 from jaxdp.laboratory.study.page_attacks import adversary, images
 from jaxdp.laboratory.study.page_parts import FROM, cost, points, published_comparison
-from jaxdp.laboratory.study.trials import SELECTION_SEED, SETUPS, VARIANTS
+from jaxdp.laboratory.study.published import accountants_table
+from jaxdp.laboratory.study.setups import SELECTION_SEED, SETUPS, VARIANTS
 
 Draw = Callable[..., str]
 
@@ -181,7 +181,7 @@ def _accountants(rows, source: str) -> str:
         "(within half a percent): over few steps of small batches RDP asks far more noise of a dynamic "
         "schedule than of a fixed one, and a comparison at equal epsilon by RDP is none. Over the published "
         f"10,000 steps it is fair but for large epsilons. {FROM.format(source)}\n\n"
-        + markdown(("q", "steps", "ε by RDP", "fixed", *schedules.DYNAMIC), accountants.table(rows))
+        + markdown(("q", "steps", "ε by RDP", "fixed", *schedules.DYNAMIC), accountants_table(rows))
     )
 
 

@@ -6,7 +6,7 @@ from jaxdp.intervals import Interval, median_interval
 from jaxdp.laboratory.report.tables import markdown
 from jaxdp.laboratory.study.claims import INFORMED, STAGES, Row, errors, share
 from jaxdp.laboratory.study.page_parts import FROM
-from jaxdp.laboratory.study.trials import VARIANTS
+from jaxdp.laboratory.study.setups import VARIANTS
 
 
 def adversary(attacks, draw: Callable[..., str], where: Callable[[str], str]) -> str:

@@ -9,7 +9,7 @@ from jaxdp.intervals import Interval, t_interval
 from jaxdp.laboratory.report.tables import markdown
 from jaxdp.laboratory.study.claims import Row, by_seed, difference, reported
 from jaxdp.laboratory.study.collected import RUNS
-from jaxdp.laboratory.study.trials import PUBLISHED
+from jaxdp.laboratory.study.setups import PUBLISHED
 
 FROM = "From `{}`, by `jaxdp study report`."
 
