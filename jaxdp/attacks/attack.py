@@ -96,8 +96,6 @@ def fitted(setting: Setting, attack: Attack, params: PyTree) -> tuple[Setting, A
     if attack.labels in ("known", "template"):
         return setting, attack
     head = setting.head or label_rules.find_head(setting.loss_fn, params, setting.input_shape)
-    if head.classes != setting.classes:
-        raise ValueError(f"classes={setting.classes}: the last layer has {head.classes}")
     return replace(setting, head=head), replace(
         attack, labels=label_rules.usable(attack.labels, head, setting.leak)
     )

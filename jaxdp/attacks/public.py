@@ -99,6 +99,8 @@ class Setting:
     def __post_init__(self):
         object.__setattr__(self, "input_shape", tuple(self.input_shape))
         _validate.whole(classes=self.classes, minimum=2)
+        if self.head is not None and self.head.classes != self.classes:
+            raise ValueError(f"classes={self.classes}: the last layer has {self.head.classes}")
         if self.public is not None and self.public.mean.shape != self.input_shape:
             raise ValueError(
                 f"public inputs of shape {self.public.mean.shape}: needs input_shape={self.input_shape}"
