@@ -1,11 +1,10 @@
 """Epsilon of a ledger, at a stated delta, adjacency and accountant.
 
 >>> from jaxdp import accounting
->>> from jaxdp.calibration import Plan
->>> from jaxdp.accounting.ledger import Sampling
->>> plan = Plan(schedule="fixed", steps=10_000, sampling=Sampling(kind="poisson", rate=0.01))
+>>> from jaxdp.accounting.ledger import Entry, Ledger, Sampling
+>>> steps = Entry(start=0, stop=10_000, noise_multipliers=((6.0, 10_000),), sampling=Sampling(rate=0.01))
 >>> claim = accounting.Claim(delta=1e-5, adjacency="add_or_remove_one", accountant="rdp")
->>> round(accounting.epsilon(plan.ledger(), claim).value, 4)
+>>> round(accounting.epsilon(Ledger((steps,)), claim).value, 4)
 0.6592
 
 Adjacency is never implied, and decides what may be claimed:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import logging
 import math
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 from typing import Any
@@ -258,7 +257,7 @@ def _renyi(ledger: Ledger, steps: list[Steps], claim: Claim) -> tuple[float, flo
         from jaxdp.accounting import events
 
         parts: Any = events.event_of(ledger).events
-        total = np.maximum(total, sum(part.count * _reference(part.event) for part in parts))
+        total = np.maximum(total, sum(part.count * events.divergences(part.event) for part in parts))
     value, order = rdp.epsilon(total, claim.delta)
     if asked and distinct > _DISTINCT:
         if distinct <= _REFINED:
@@ -281,19 +280,6 @@ def _composed(run: Steps, adjacency: str) -> np.ndarray:
     return counts @ divergences(rate, sigmas, adjacency)
 
 
-@functools.lru_cache(maxsize=1024)
-def _reference(event, orders: tuple[float, ...] = tuple(rdp.ORDERS.tolist())) -> np.ndarray:
-    """RDP of an event by `dp_accounting`, inf at orders that it gives up; remembered."""
-    from dp_accounting.rdp import RdpAccountant
-
-    log = logging.getLogger("absl")  # to which it says what it gives up
-    disabled, log.disabled = log.disabled, True
-    try:
-        return np.asarray(RdpAccountant(list(orders)).compose(event).rdp, float)
-    finally:
-        log.disabled = disabled
-
-
 def _confirm(steps: list[Steps], order: float) -> None:
     """Refuses sums whose terms `dp_accounting` does not confirm at a few of the run's own noise multipliers.
 
@@ -306,7 +292,7 @@ def _confirm(steps: list[Steps], order: float) -> None:
     for run in steps:
         few = run.noise_multipliers[np.unique([0, run.counts.size // 2, run.counts.size - 1])]
         for sigma, row in zip(few, rdp.exact(run.sampling_rate, few, orders), strict=True):
-            theirs = _reference(events.poisson_event(run.sampling_rate, float(sigma)), tuple(orders))
+            theirs = events.divergences(events.poisson_event(run.sampling_rate, float(sigma)), tuple(orders))
             if not np.allclose(row * (orders - 1), theirs * (orders - 1), rtol=1e-6, atol=1e-11):
                 raise ArithmeticError(
                     f"noise_multiplier={sigma:g}, sampling_rate={run.sampling_rate:g}: divergences {row} are "

@@ -1,8 +1,12 @@
 """Ledgers as events of `dp_accounting`, for any accountant of that library."""
 
+import functools
+import logging
+
 import dp_accounting as dp
 import numpy as np
 
+from jaxdp.accounting import rdp
 from jaxdp.accounting.ledger import Ledger, epoch_minima
 
 
@@ -46,3 +50,14 @@ def poisson_event(rate: float, sigma: float) -> dp.DpEvent:
     """One Poisson-sampled Gaussian step as a `dp_accounting.DpEvent`."""
     event = dp.GaussianDpEvent(sigma)
     return event if rate == 1 else dp.PoissonSampledDpEvent(rate, event)
+
+
+@functools.lru_cache(maxsize=1024)
+def divergences(event, orders: tuple[float, ...] = tuple(rdp.ORDERS.tolist())) -> np.ndarray:
+    """RDP of an event by `dp_accounting`, inf at orders that it gives up; remembered."""
+    log = logging.getLogger("absl")  # to which it says what it gives up
+    disabled, log.disabled = log.disabled, True
+    try:
+        return np.asarray(dp.rdp.RdpAccountant(list(orders)).compose(event).rdp, float)
+    finally:
+        log.disabled = disabled
