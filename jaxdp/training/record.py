@@ -23,7 +23,8 @@ def privacy(run: Run, result: TrainResult) -> dict[str, Any]:
     if epsilon is None and run.plan.clipper is not None:  # a published number, labelled nominal
         epsilon = accounting.epsilon(spent, run.config.claim, nominal=True)
         disclosed = () if run.dataset.public_preprocessing else ("preprocessed_on_private_data",)
-        statement = privacy_statement(spent, epsilon, disclosed=disclosed)
+        examples = run.plan.batches.examples
+        statement = privacy_statement(spent, epsilon, disclosed=disclosed, examples=examples)
     settings = ("delta", "accountant", "adjacency", "sampling")
     return {
         "private": spent.private,

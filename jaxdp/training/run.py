@@ -254,7 +254,7 @@ class _Run:
             params=state.evaluated,
             ledger=spent,
             epsilon=epsilon,
-            statement=privacy_statement(spent, epsilon, disclosed=disclosed),
+            statement=privacy_statement(spent, epsilon, disclosed=disclosed, examples=self.source.examples),
             curves=curves,
             state=state,
             plan=self.plan,
