@@ -3,7 +3,7 @@
 import dataclasses
 import datetime
 import pathlib
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 
@@ -16,7 +16,9 @@ from jaxdp.training.config import TrainConfig
 class Config:
     """What to train, and where the run is kept."""
 
-    what: tyro.conf.OmitArgPrefixes[TrainConfig] = dataclasses.field(default_factory=TrainConfig)
+    what: Annotated[TrainConfig, tyro.conf.arg(name=""), tyro.conf.OmitArgPrefixes] = dataclasses.field(
+        default_factory=TrainConfig
+    )
     output: pathlib.Path | None = None
     """Folder of the run: checkpoints, and the record at the end. None makes a new one under runs/."""
     resume: bool = False
