@@ -164,7 +164,9 @@ def test_a_canary_contributes_all_it_may_in_its_own_direction(mechanism, adjacen
     np.testing.assert_allclose(seen.by_tensor[0, 0, 1], absent, atol=1e-3)
     clipper = subject.run.plan.clipper
     state = clipper.init(subject.run.model.params)
-    sensitivity = np.linalg.norm(np.concatenate(canaries._reference(subject.run, 7)(state, 0)))
+    sensitivity = np.linalg.norm(
+        np.concatenate(canaries._reference(subject.run, subject.run.dataset.input_shape[0])(state, 0))
+    )
     assert sensitivity * clipper.noise_to_sensitivity == pytest.approx(
         float(clipper.noise_scale(None, state, 0)), rel=1e-4
     )
