@@ -12,13 +12,20 @@ from scipy import stats
 
 from jaxdp import clipping, gradients, models, schedules
 from jaxdp._privatize import ClippedSum, privatize
+from jaxdp.accounting.ledger import Sampling
 from jaxdp.clipping import clipped_gradients
 from jaxdp.gradients.microbatches import ExampleBytes, automatic_size, example_bytes
 from jaxdp.noise import entropy_key, noise_like
-from jaxdp.plan import accounted_noise_multipliers
+from jaxdp.plan import Plan
 
 SCHEDULED = ("flat", "automatic", "per_layer", "per_layer_published")
 PARAMS = {"w": jnp.zeros((40, 50)), "b": jnp.zeros(50)}
+
+
+def charged(clipper, sigma, steps):
+    return Plan(
+        clipper=clipper, noise_multiplier=sigma, sampler=Sampling(rate=0.1), steps=steps
+    ).noise_multipliers()
 
 
 def some_gradients(examples=8, seed=0):
@@ -271,7 +278,7 @@ def test_the_accountant_is_told_what_the_noise_does():
     sigma, bound = schedules.exponential(20), schedules.linear(20, start=6.0, end=2.0)
     for name in SCHEDULED:
         clipper = clipping.create(name, bound, layers=2)
-        accounted = accounted_noise_multipliers(clipper, sigma, 20)
+        accounted = charged(clipper, sigma, 20)
         for step in (0, 13):
             std = noise_only(sigma, step, clipper=clipper).std() * 16
             assert std / float(clipper.sensitivity((), step)) == pytest.approx(accounted[step], rel=0.08)

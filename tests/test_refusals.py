@@ -12,13 +12,11 @@ from jaxdp import accounting, clipping, data
 from jaxdp._privatize import privatize
 from jaxdp.accounting.ledger import Sampling
 from jaxdp.accounting.statement import privacy_statement
-from jaxdp.training import program as training
-from jaxdp.training import record as recording
-from jaxdp.training import run as runs
+from jaxdp.training import configured, record
 from jaxdp.training.config import TrainConfig
 
 CLAIM = accounting.Claim(delta=1e-5, adjacency="add_or_remove_one")
-CONFIG = TrainConfig(model="logistic", steps=2, noise_seed=1)
+CONFIG = TrainConfig.of(model="logistic", steps=2, noise_seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -26,12 +24,19 @@ def digits():
     return data.load("digits")
 
 
+def recorded(digits, **changes):
+    """A run, what it left, and its record."""
+    run = configured.build(CONFIG.replace(**changes), dataset=digits)
+    result = run.train()
+    return result, record.train_record(run, result)
+
+
 def trained(digits, **changes):
-    return runs.train(dataclasses.replace(CONFIG, **changes), dataset=digits)
+    return recorded(digits, **changes)[0]
 
 
 def said(result):
-    return recording.privacy(result)["statement"]
+    return str(result.statement)
 
 
 def test_l2_max_has_no_epsilon(digits):
@@ -43,7 +48,7 @@ def test_l2_max_has_no_epsilon(digits):
     nominal = accounting.epsilon(result.ledger, CLAIM, nominal=True)
     with pytest.raises(ValueError, match="nominal=False"):
         privacy_statement(result.ledger, dataclasses.replace(nominal, nominal=False))
-    with pytest.raises(ValueError, match="budget_epsilon=1"):
+    with pytest.raises(ValueError, match="budget=1"):
         trained(digits, clipping="l2_max", budget_epsilon=1.0)
 
 
@@ -96,11 +101,11 @@ def test_examples_that_are_not_finite_add_zero_and_their_number_stays_inside(dig
     broken.train_x[:600] = 3e38  # finite as data must be, overflows in the network
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        result = trained(broken)
-    whole = trained(digits)
+        result, written = recorded(broken)
+    _, whole = recorded(digits)
     assert result.nonfinite > 0 and all(np.isfinite(x).all() for x in jax.tree.leaves(result.state.params))
-    assert recording.privacy(result)["statement_data"] == recording.privacy(whole)["statement_data"]
-    assert "nonfinite" not in str(recording.train_record(result))
+    assert written["privacy"]["statement_data"] == whole["privacy"]["statement_data"]
+    assert "nonfinite" not in str(written)
     assert "not finite adds zero" in said(result) and "gradients that were not finite" in said(result)
     with pytest.warns(UserWarning, match="keep it as private as the data"):
         trained(broken)
@@ -123,4 +128,4 @@ def test_decisions_on_private_data_leave_no_epsilon(digits):
 def test_no_noise_is_no_privacy(digits):
     result = trained(digits, schedule="none")
     assert result.epsilon is None and "no noise is added" in said(result)
-    assert training.noise_state(result.state) is None
+    assert result.state.private is None

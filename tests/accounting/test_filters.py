@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxdp import accounting, adaptive_noise, data
+from jaxdp import accounting, adaptive_noise, data, models
 from jaxdp._privatize import privatize
 from jaxdp.accounting import Claim, events, filters
 from jaxdp.accounting.filters import UNITS

@@ -10,15 +10,22 @@ from scipy import stats
 
 from jaxdp import clipping, schedules
 from jaxdp._privatize import privatize
+from jaxdp.accounting.ledger import Sampling
 from jaxdp.clipping import adaptive as adaptive_clipping
 from jaxdp.clipping.adaptive import RANGE, QuantileState, gradient_noise_multiplier
 from jaxdp.noise import standard_normal
-from jaxdp.plan import accounted_noise_multipliers
+from jaxdp.plan import Plan
 
 NAMES = tuple(adaptive_clipping.BY_NAME)
 PARAMS = {"a": jnp.zeros((2, 3)), "b": jnp.zeros(3)}
 LAYERS = len(PARAMS)
 EXPECTED = 10.0
+
+
+def charged(clipper, sigma, steps):
+    return Plan(
+        clipper=clipper, noise_multiplier=sigma, sampler=Sampling(rate=0.1), steps=steps
+    ).noise_multipliers()
 
 
 def make(name, **options):
@@ -95,7 +102,7 @@ def test_one_example_costs_the_whole_noise_multiplier_and_no_more(name, z):
         np.testing.assert_array_equal(np.abs(flat(summed.statistic)), 0.5)
     assert max(costs) <= (1 + 1e-6) / z
     assert costs[-1] == pytest.approx(1 / z, rel=1e-6)
-    assert accounted_noise_multipliers(clipper, schedules.constant(z), 1)[0] == pytest.approx(z)
+    assert charged(clipper, schedules.constant(z), 1)[0] == pytest.approx(z)
 
 
 def deviations(name, z, count_noise=2.0):
@@ -220,7 +227,7 @@ def test_an_impossible_split_in_a_loop_never_passes_for_private():
 
 def test_the_split_is_checked_at_every_step_of_a_schedule():
     with pytest.raises(ValueError, match=r"step=5: noise_multiplier=4, count_noise=2: .* above 2"):
-        accounted_noise_multipliers(make("quantile"), schedules.linear(10, start=3.0, end=5.0), 10)
+        charged(make("quantile"), schedules.linear(10, start=3.0, end=5.0), 10)
     resumed = make("quantile").check
     resumed([3.0, 3.9], first=4)
     with pytest.raises(ValueError, match="step=7: noise_multiplier=4"):
