@@ -70,7 +70,7 @@ def _check_devices(trees: PyTree) -> None:
 
 
 def are_noised_for(clipper: Clipper, summed: ClippedSum, state: Any) -> Bool[Array, ""] | bool:
-    """Whether all parts of a sum have the sensitivity that the noise is made for.
+    """Whether all parts of a sum have the sensitivity that the noise is made for, at the scale that is charged.
 
     Raises:
       ValueError: they have not, where that is known; or the sum does not say what it was clipped to.
@@ -88,4 +88,16 @@ def are_noised_for(clipper: Clipper, summed: ClippedSum, state: Any) -> Bool[Arr
             f"sensitivity={float(summed.sensitivity):g}: parts of the sum were clipped to another bound than "
             f"{float(sensitivity):g}, for which the noise is made; take one clipper, at the step of the state"
         )
-    return agree
+    return agree & _scale_is_charged(clipper, summed, state, sensitivity) if clipper.private else agree
+
+
+def _scale_is_charged(clipper: Clipper, summed: ClippedSum, state: Any, sensitivity: Any) -> Any:
+    """Whether the noise scale is the multiple of the sensitivity that the accountant charges for."""
+    share = clipper.noise_scale(summed, state.clip, state.step) / sensitivity
+    holds = jnp.abs(share / clipper.noise_to_sensitivity - 1) <= 1e-5
+    if not isinstance(holds, jax.core.Tracer) and not holds:
+        raise ValueError(
+            f"noise_scale={float(share):g} of the sensitivity: clipper {clipper.name!r} is charged for "
+            f"noise_to_sensitivity={clipper.noise_to_sensitivity:g}"
+        )
+    return holds

@@ -252,7 +252,12 @@ class Plan:
         return Ledger((self.entry(0, steps, state),)) if steps else Ledger()
 
     def event(self) -> Any:
-        """The whole run as a `dp_accounting.DpEvent`, for any accountant of that library."""
+        """The whole run as a `dp_accounting.DpEvent`, for that library's accountants.
+
+        Under `NeighboringRelation.ADD_OR_REMOVE_ONE` or `REPLACE_SPECIAL` (zero-out); of shuffled batches
+        under `REPLACE_SPECIAL` alone.  Under `REPLACE_ONE` the sensitivity is twice what the event says, and
+        not every accountant knows it: there take `jaxdp.accounting`.
+        """
         from jaxdp.accounting import events  # dp_accounting takes half a second to load
 
         return events.to_event(self.ledger())

@@ -46,6 +46,7 @@ class Sampler:
     Attributes:
       kind: `poisson`, `shuffled` or `full`.
       examples: number n of examples in the data set.
+      sampling_rate: q, the probability that an example takes part in a step: what the accountant is told.
       expected_batch_size: what the noised sum is divided by: q n, or the fixed size.
       physical_batch_size: number of places in a batch.
       steps_per_epoch: for `shuffled`, steps in which every example takes part once; 1 for `full`, None for
@@ -55,6 +56,7 @@ class Sampler:
 
     kind: str
     examples: int
+    sampling_rate: float
     expected_batch_size: float
     physical_batch_size: int
     steps_per_epoch: int | None
@@ -63,18 +65,14 @@ class Sampler:
     def __post_init__(self):
         _validate.whole(examples=self.examples, physical_batch_size=self.physical_batch_size)
         _validate.positive(expected_batch_size=self.expected_batch_size)
-
-    @property
-    def sampling_rate(self) -> float:
-        """q, the share of the data in an average batch."""
-        return self.expected_batch_size / self.examples
+        _validate.share(sampling_rate=self.sampling_rate)
 
     @property
     def accounted(self) -> Sampling:
         """What the accountant is told of these batches."""
         return Sampling(
             kind=self.kind,
-            rate=float(self.sampling_rate),
+            rate=self.sampling_rate,
             steps_per_epoch=self.steps_per_epoch if self.kind == "shuffled" else None,
         )
 
@@ -118,6 +116,7 @@ def poisson(examples: int, sampling_rate: float, steps: int) -> Sampler:
     return Sampler(
         kind="poisson",
         examples=examples,
+        sampling_rate=float(sampling_rate),
         expected_batch_size=sampling_rate * examples,
         physical_batch_size=size,
         steps_per_epoch=None,
@@ -145,6 +144,7 @@ def shuffled(examples: int, batch_size: int) -> Sampler:
     return Sampler(
         kind="shuffled",
         examples=examples,
+        sampling_rate=batch_size / examples,
         expected_batch_size=float(batch_size),
         physical_batch_size=batch_size,
         steps_per_epoch=steps_per_epoch,
@@ -162,6 +162,7 @@ def full(examples: int) -> Sampler:
     return Sampler(
         kind="full",
         examples=examples,
+        sampling_rate=1.0,
         expected_batch_size=float(examples),
         physical_batch_size=examples,
         steps_per_epoch=1,

@@ -1,5 +1,6 @@
 """What `privatize` takes and refuses, and the optimizers that it stands in."""
 
+import dataclasses
 import io
 
 import equinox as eqx
@@ -31,6 +32,23 @@ def link():
 def clipped_sum(state=None, params=PARAMS, loss=loss_fn):
     clip = CLIPPER.init(PARAMS) if state is None else state.clip
     return clipped_gradients(loss, CLIPPER, microbatch_size=None)(params, X, None, clip, 0)[1]
+
+
+def test_noise_of_another_scale_than_is_charged_is_not_added():
+    """A clipper whose noise is a hundredth of what its sensitivity asks: an error, compiled not a number."""
+    grads = jax.vmap(jax.grad(loss_fn), (None, 0))(PARAMS, X)
+    for clipper in (clipping.flat(2.0), clipping.per_layer_published(2.0, layers=2)):
+        for factor in (0.01, 0.9, 1.0):
+            scale = lambda *given, clipper=clipper, factor=factor: factor * clipper.noise_scale(*given)  # noqa: E731
+            transform = privatize(dataclasses.replace(clipper, noise_scale=scale), 1.0, 4.0)
+            state = transform.init(PARAMS)
+            compiled, _ = jax.jit(transform.update)(grads, state, PARAMS)
+            assert jnp.isfinite(compiled["w"]).all() == (factor == 1.0) != jnp.isnan(compiled["w"]).all()
+            if factor < 1:
+                with pytest.raises(
+                    ValueError, match=r"noise_scale=.* of the sensitivity: clipper .* is charged"
+                ):
+                    transform.update(grads, state, PARAMS)
 
 
 # --- shapes --------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from jaxdp import gradients
+from jaxdp import _validate, gradients
 from jaxdp.gradients import independence, inputs
 
 
@@ -88,7 +88,7 @@ class Clipper:
       noise_scale: `(summed, state, step) -> scalar`: the noise's standard deviation is this times the noise
         multiplier.  Equal to the sensitivity unless the published method says otherwise.
       noise_to_sensitivity: noise_scale / sensitivity, a constant: the accountant charges for sigma(t) times
-        this.
+        this, and `privatize` refuses a private clipper whose noise scale is another.
       init: `params -> state`.
       update: `(state, summed, step, key) -> state`, called once a step after all microbatches.
       gradient_noise: noise multiplier of the whole step -> that of the gradient, where the clipper spends a
@@ -112,6 +112,11 @@ class Clipper:
     noise_multiplier_limit: float = math.inf
     refusal: Callable[[float], str] = str
     charged: str = ""
+
+    def __post_init__(self):
+        if self.private and self.sensitivity is None:
+            raise ValueError(f"sensitivity=None: clipper {self.name!r} has none, so private must be False")
+        _validate.positive(noise_to_sensitivity=self.noise_to_sensitivity)
 
     def clip(self, grads: PyTree, state: PyTree, step: Any, mask: Any = None) -> ClippedSum:
         """The clipped sum of per-example gradients.

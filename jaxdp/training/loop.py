@@ -28,10 +28,11 @@ class Store(contextlib.AbstractContextManager):
 
     def __init__(self, folder: pathlib.Path | None, wanted: bool, document: dict[str, Any]):
         self.folder, self.document, self.run = folder, document, uuid.uuid4().hex
-        if folder is not None and not wanted and checkpoints.latest_step(folder) is not None:
-            raise ValueError(f"folder={str(folder)!r}: holds checkpoints already; resume, or choose another")
         self.writer = None if folder is None else checkpoints.Writer(folder)
         self.going_on = folder is not None and checkpoints.latest_step(folder) is not None
+        if self.writer is not None and self.going_on and not wanted:
+            self.writer.close()
+            raise ValueError(f"folder={str(folder)!r}: holds checkpoints already; resume, or choose another")
 
     def __exit__(self, *raised: Any) -> None:
         if self.writer is not None:
@@ -96,8 +97,9 @@ class Loop:
             if reached == done:
                 break  # the filter stopped where the last pause was
             self._measure(reached, state, diagnostics)
+            if self.store.writer is not None or self.callbacks:
+                self._flush()  # or an error, before anyone is shown a batch that is not what is charged for
             if self.store.writer is not None:
-                self._flush()
                 self._save(reached, state)
             self._show(reached, state)
             bar.update(reached - done)

@@ -14,9 +14,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from jaxdp import schedules
 from jaxdp._privatize import PrivatizeState, entropy_key, privatize_state
 from jaxdp.gradients import Loss
 from jaxdp.plan import Plan
@@ -113,9 +115,11 @@ class Program:
     ema_decay: float | None = None
     microbatch_size: int | str | None = "auto"
     traces: list[int] = dataclasses.field(default_factory=list)
+    _asked: Any = dataclasses.field(init=False, repr=False)
 
     def __post_init__(self):
         _ = self.plan.batches  # or an error
+        object.__setattr__(self, "_asked", _function_values(self.plan))
 
     def check(self, plan: Plan) -> None:
         """Refuses a plan that this program does not do.
@@ -127,6 +131,8 @@ class Program:
         for name in ("clipper", "noise_multiplier", "sampler", "steps"):
             if getattr(mine, name) != getattr(other, name):
                 raise ValueError(f"program: was compiled for another {name} than the plan's")
+        if not np.array_equal(self._asked, _function_values(plan)):
+            raise ValueError("program: was compiled for other values of the noise_multiplier's function")
 
     def init(self, params: PyTree, plan: Plan | None = None) -> TrainState:
         """The first state, with keys from the seed of the plan, or of another plan that shares the program."""
@@ -225,6 +231,13 @@ def _without_arguments(plan: Plan) -> Plan:
 def _traced(plan: Plan) -> Parametric | None:
     """The schedule as an argument, where it can be one."""
     return plan.schedule if isinstance(plan.schedule, Parametric) else None
+
+
+def _function_values(plan: Plan) -> Any:
+    """What a schedule that is a function gives now: compiled it stays, and the ledger would ask it anew."""
+    if plan.schedule is None or isinstance(plan.schedule, Parametric):
+        return ()
+    return schedules.values(plan.schedule, plan.steps)
 
 
 def _diagnostics(state: TrainState, losses: Array, mask: Array) -> Diagnostics:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from jaxdp import accounting, records, schedules
+from jaxdp import accounting, records
 from jaxdp.accounting.ledger import Ledger
 from jaxdp.accounting.statement import privacy_statement
 from jaxdp.training.config import TrainConfig
@@ -51,9 +51,9 @@ def epsilon_curve(spent: Ledger, claim: accounting.Claim, steps: list[int]) -> l
 def curves(run: Run, result: TrainResult) -> dict[str, list | None]:
     """epsilon, sigma and test accuracy over the steps at which the run was evaluated."""
     steps = [int(step) for step in result.curves["step"]]
-    values = None if run.plan.schedule is None else schedules.values(run.plan.schedule, run.plan.steps)
-    if run.plan.policy is not None:
-        values = result.ledger.sigmas()
+    clipper, values = run.plan.clipper, None
+    if clipper is not None:  # as charged, so that those of a run that went on with other noise are its own
+        values = result.ledger.sigmas() / clipper.noise_to_sensitivity
     return {
         **result.curves,
         "epsilon": epsilon_curve(result.ledger, run.config.claim, steps),

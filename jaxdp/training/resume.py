@@ -27,6 +27,7 @@ from jaxdp.training import checkpoints
 from jaxdp.training.program import Program, TrainState
 
 Curves = dict[str, list[float]]
+_PYTHON = "_python_"  # in the names of all calls of Python from a compiled program, which tell it by a number
 
 
 def identity(
@@ -36,17 +37,17 @@ def identity(
 
     Returns:
       `examples`: fingerprint of the data.  `program`: digest of all that decides what a step computes, but
-      state and keys.  `clip`: the clipper's state at the start.
+      state and keys; another each time where it calls Python, which its text does not show.  `clip`: the
+      clipper's state at the start.
     """
-    digest = hashlib.sha256(program.lowered(state, arrays).encode())
-    for part in (_charged(plan), _injected(state), _machine(), noise.VERSION):
+    text = program.lowered(state, arrays)
+    leaves = [] if state.private is None else jax.tree.leaves(state.private.clip)
+    clip = [np.asarray(leaf).tolist() for leaf in leaves]
+    unseen = os.urandom(16).hex() if _PYTHON in text else ""
+    digest = hashlib.sha256(text.encode())
+    for part in (_charged(plan), _injected(state), clip, _machine(), noise.VERSION, unseen):
         digest.update(json.dumps(part).encode())
-    clip = [] if state.private is None else jax.tree.leaves(state.private.clip)
-    return {
-        "examples": source.fingerprint,
-        "program": digest.hexdigest(),
-        "clip": [np.asarray(leaf).tolist() for leaf in clip],
-    }
+    return {"examples": source.fingerprint, "program": digest.hexdigest(), "clip": clip}
 
 
 def _charged(plan: Plan) -> list:

@@ -114,6 +114,7 @@ def train(
         loss, optimizer, clipper, noise or number of steps the ledger keeps both, and batches and noise take
         new keys.
       evaluate: `params -> {name: scalar}`, kept in `curves`; of data that may be looked at: it is not noised.
+        It is called before the checkpoint, which holds its numbers, is on disk, so it shows them to nobody.
       callbacks: called with (step, params of that step) at the start and after every `every` steps, once the
         checkpoint is on disk: the parameters of the step, which leak, also where their average is used.
       every: steps between evaluations, checkpoints and callbacks; None for a tenth of the run.
@@ -161,6 +162,8 @@ def train(
                 plan=plan, loss_fn=loss_fn, optimizer=optimizer, decode=source.decode, ema_decay=ema_decay,
                 microbatch_size=microbatch_size,
             )  # fmt: skip
+        elif program.loss_fn is not loss_fn:
+            raise ValueError("program: was compiled for another loss_fn than the one given")
         elif store.going_on and plan.policy is not None:  # under the filter that the run began with
             program = dataclasses.replace(program, plan=plan)
         program.check(plan)
@@ -218,6 +221,10 @@ class _Run:
             if budget not in (None, plan.filter.epsilon):
                 raise ValueError(f"budget={budget}: the plan's own is {plan.filter.epsilon}")
             budget = plan.filter.epsilon
+            for name in ("delta", "adjacency"):
+                asked, fixed = getattr(self.claim, name), getattr(plan.filter, name)
+                if asked != fixed:
+                    raise ValueError(f"{name}={asked}: the filter of the plan's noise has {name}={fixed}")
         reasons = before.reasons or plan.why_not_private
         if budget is not None and reasons:
             raise ValueError(f"budget={budget}: {'; '.join(reasons)}, so none can be kept")

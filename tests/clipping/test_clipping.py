@@ -1,5 +1,7 @@
 """Clippers: one conformance suite, with a NumPy oracle written from the definitions."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -205,6 +207,8 @@ def test_cancelling_positions_do_not_escape():
         (lambda: clipping.per_layer_published(1.0, layers=0), "layers=0"),
         (lambda: clipping.l2_max(low=2.0, high=1.0), "low=2.0, high=1.0"),
         (lambda: clipping.create("global", 1.0), "clipping='global'"),
+        (lambda: dataclasses.replace(clipping.flat(1.0), sensitivity=None), "sensitivity=None: .* 'flat'"),
+        (lambda: dataclasses.replace(clipping.flat(1.0), noise_to_sensitivity=0.0), "noise_to_sensitivity"),
     ],
 )
 def test_refusals(build, text):

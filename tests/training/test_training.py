@@ -299,8 +299,11 @@ def test_changed_privacy_is_appended_to_the_ledger_and_meets_new_noise(digits, t
     trained(first, digits, folder=tmp_path / "run")
     _, before, spent = configured.from_checkpoint(tmp_path / "run")
     more = CONFIG.replace(steps=40, schedule="fixed", noise_multiplier=5.0, scale=1.0, sampling_rate=0.05)
-    result = trained(more, digits, folder=tmp_path / "run", resume=True)
+    run = configured.build(more, dataset=digits)
+    result = run.train(folder=tmp_path / "run", resume=True)
     assert result.ledger.entries[0] == spent.entries[0] and len(result.ledger.entries) == 2
+    # The record's curve: 0.2 (15 - 10.15 t / 20) at the steps 9 and 19, then the new noise.
+    assert record.curves(run, result)["noise_multiplier"] == pytest.approx([2.0865, 1.0715, 5.0, 5.0])
     assert result.ledger.entries[1].noise_multipliers == ((5.0, 20),)
     assert result.ledger.entries[1].sampling.rate == pytest.approx(0.05)
     old, new = (jax.random.key_data(s.opt_state[0].key) for s in (before, result.state))
