@@ -71,6 +71,11 @@ class Plan:
                 f"noise_multiplier={self.noise_multiplier}: None exactly where clipper is None, for ordinary "
                 "training without privacy"
             )
+        most = self.sampler.steps if isinstance(self.sampler, Sampler) else None
+        if most is not None and self.steps > most:
+            raise ValueError(
+                f"steps={self.steps}: the sampler's batches have places for a run of {most} steps"
+            )
         if isinstance(self.noise_multiplier, Adaptive):
             self._check_adaptive()
         elif self.noise_multiplier is not None and not callable(self.noise_multiplier):

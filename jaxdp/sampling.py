@@ -52,6 +52,7 @@ class Sampler:
       steps_per_epoch: for `shuffled`, steps in which every example takes part once; 1 for `full`, None for
         `poisson`, which has no epochs.
       draw: `(key, step) -> Batch`; the same key and step give the same batch.
+      steps: of `poisson`, the length of run for which its places suffice; None for any.
     """
 
     kind: str
@@ -61,6 +62,7 @@ class Sampler:
     physical_batch_size: int
     steps_per_epoch: int | None
     draw: Callable[[Array, Int[Array, ""] | int], Batch]
+    steps: int | None = None
 
     def __post_init__(self):
         _validate.whole(examples=self.examples, physical_batch_size=self.physical_batch_size)
@@ -121,6 +123,7 @@ def poisson(examples: int, sampling_rate: float, steps: int) -> Sampler:
         physical_batch_size=size,
         steps_per_epoch=None,
         draw=draw,
+        steps=steps,
     )
 
 

@@ -14,7 +14,7 @@ ADJACENCY_IN_WORDS = {
 }
 _SAMPLING_ASSUMED = {
     "poisson": "each example was drawn for each step on its own, with the stated probability, and the "
-    "draws are secret",
+    "draws are secret; no batch outgrew its places, which one does with probability below 1e-9 a run",
     "without_replacement": "each batch was drawn uniformly without replacement, afresh and in secret",
     "shuffled": "an example takes part in at most one step of an epoch; the order may be known",
     "full": "every example takes part in every step",

@@ -162,7 +162,11 @@ class Program:
 
     def _step(self, schedule: Parametric | None, state: TrainState, arrays: PyTree):
         self.traces.append(1)
-        plan = self.plan if schedule is None else dataclasses.replace(self.plan, noise_multiplier=schedule)
+        plan = dataclasses.replace(
+            self.plan, seed=None
+        )  # of the first state alone: not a part of the program
+        if schedule is not None:
+            plan = dataclasses.replace(plan, noise_multiplier=schedule)
         drawn = plan.batches.draw(state.sample_key, state.step)
         batch = self.decode(jax.tree.map(lambda leaf: leaf[drawn.indices], arrays))
         gradient = plan.gradients(self.loss_fn, microbatch_size=self.microbatch_size)

@@ -290,3 +290,14 @@ def test_the_same_run_in_two_processes_has_one_identity():
         for _ in range(2)
     ]
     assert found[0] == found[1] and len(found[0]) == 65
+
+
+def test_a_sampler_made_for_a_shorter_run_is_refused():
+    """Its places suffice, with probability 1 - 1e-9, for as many steps as it was made for."""
+    with pytest.raises(ValueError, match="steps=13: the sampler's batches have places for a run of 12 steps"):
+        dataclasses.replace(planned(), steps=13)
+    assert planned(sampler=sampling.full(200), steps=13).steps == 13
+
+
+def test_the_seed_is_no_part_of_the_program():
+    assert _program(planned()) == _program(planned(seed=2))
