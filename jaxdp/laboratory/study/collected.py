@@ -15,19 +15,11 @@ from jaxdp.records import plain
 from jaxdp.records import read as read_record
 
 RUNS, ATTACKS = "runs.jsonl", "attacks.jsonl"
-PUBLISHED, ACCOUNTANTS = "published.jsonl", "accountants.jsonl"
+PUBLISHED_FILE, ACCOUNTANTS = "published.jsonl", "accountants.jsonl"
 SELECTION = "The learning rate was chosen on held-out private examples: epsilon does not cover that choice."
 _OF_ATTACK = (
-    "victims",
-    "success",
-    "rmse",
-    "rmse_of_each",
-    "batch_size",
-    "rmse_mean_image",
-    "labels",
-    "bound",
-    "bound_of_one_step",
-    "level",
+    *("victims", "success", "rmse", "rmse_of_each", "batch_size", "rmse_mean_image"),
+    *("labels", "bound", "bound_of_one_step", "level"),
 )
 _DIFFERS = {
     *("schedule", "noise_multiplier", "scale", "target_epsilon", "clipping", "l2_norm_clip"),
@@ -78,22 +70,15 @@ def collect(folder: pathlib.Path, output: pathlib.Path) -> list[pathlib.Path]:
         found = [read_record(file) for file in sorted(path.glob("train-*.json"))]
         if found:
             _check_grids(path.name, found)
-            written.append(_write(output / path.name / RUNS, _head(found), [run_row(r) for r in found]))
-        attacks = [
-            attack_row(record)
-            for pattern in ("informed-*.json", "images.json")
-            for file in sorted(path.glob(pattern))
-            for record in json.loads(file.read_text())["rows"]
-        ]
-        if attacks:
-            files = [*sorted(path.glob("informed-*.json")), *path.glob("images.json")]
-            head = {
-                "settings": {
-                    file.stem: json.loads(file.read_text())["settings"] for file in (files[0], files[-1])
-                }
-            }
-            written.append(_write(output / path.name / ATTACKS, head, attacks))
-    for name in (PUBLISHED, ACCOUNTANTS):
+            written.append(_write(output / path.name / RUNS, _head(found), map(run_row, found)))
+        files = [*sorted(path.glob("informed-*.json")), *path.glob("images.json")]
+        attacks = {file.stem: json.loads(file.read_text()) for file in files}
+        rows = [attack_row(row) for document in attacks.values() for row in document["rows"]]
+        if rows:
+            ends = list(attacks)[0], list(attacks)[-1]
+            head = {"settings": {stem: attacks[stem]["settings"] for stem in ends}}
+            written.append(_write(output / path.name / ATTACKS, head, rows))
+    for name in (PUBLISHED_FILE, ACCOUNTANTS):
         accounted = folder / name.replace(".jsonl", ".json")
         if accounted.exists():
             written.append(_write(output / name, {}, json.loads(accounted.read_text())["rows"]))
@@ -127,10 +112,8 @@ def _head(records: list[dict]) -> dict[str, Any]:
     for name in shared[0]:
         values = {str(one.get(name)) for one in shared}
         if len(values) > 1:
-            data = records[0]["settings"]["data"]
-            raise ValueError(
-                f"records of {data}: {name}={', '.join(sorted(values))}: must be the same in all"
-            )
+            stated = f"{name}={', '.join(sorted(values))}"
+            raise ValueError(f"records of {shared[0]['data']}: {stated}: must be the same in all")
     private = next((record for record in records if record["privacy"]["private"]), records[0])
     return {
         "settings": shared[0],
