@@ -75,8 +75,8 @@ def collect(folder: pathlib.Path, output: pathlib.Path) -> list[pathlib.Path]:
         attacks = {file.stem: json.loads(file.read_text()) for file in files}
         rows = [attack_row(row) for document in attacks.values() for row in document["rows"]]
         if rows:
-            ends = list(attacks)[0], list(attacks)[-1]
-            head = {"settings": {stem: attacks[stem]["settings"] for stem in ends}}
+            first, *_, last = [*files, files[-1]]
+            head = {"settings": {file.stem: attacks[file.stem]["settings"] for file in (first, last)}}
             written.append(_write(output / path.name / ATTACKS, head, rows))
     for name in (PUBLISHED_FILE, ACCOUNTANTS):
         accounted = folder / name.replace(".jsonl", ".json")
