@@ -15,7 +15,7 @@ from PIL import Image
 from jaxdp import cli
 from jaxdp.intervals import Interval
 from jaxdp.laboratory import records as results
-from jaxdp.laboratory.report import figures, tables
+from jaxdp.laboratory.report import elements, figures, tables
 from jaxdp.laboratory.report import page as report
 
 
@@ -177,7 +177,7 @@ def test_images_of_every_stage_are_shown(records):
     folded = re.findall(r"<details><summary>(\w+) in training</summary>(.*?)</details>", page)
     assert [stage for stage, _ in folded] == ["middle", "late"] and "noised, early in training</h3>" in page
     for stage, content in folded:
-        picture = figures.picture(np.rint(255 * shades[stage][0]).astype(np.uint8), "original")
+        picture = elements.picture(np.rint(255 * shades[stage][0]).astype(np.uint8), "original")
         assert picture in content
 
 

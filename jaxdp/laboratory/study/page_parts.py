@@ -1,30 +1,27 @@
 """What the parts of the page of a study are made with, and its parts that stand on their own."""
 
 import dataclasses
-import importlib.resources
 import json
 import math
 import pathlib
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from jaxdp import atomic
 from jaxdp.intervals import Interval, t_interval
+from jaxdp.laboratory import texts
 from jaxdp.laboratory.report import figures
 from jaxdp.laboratory.report.tables import markdown
 from jaxdp.laboratory.study.claims import Row, by_seed, difference, reported
 from jaxdp.laboratory.study.collected import ATTACKS, PUBLISHED_FILE, RUNS
 from jaxdp.laboratory.study.setups import PUBLISHED
 
-_FILE = importlib.resources.files("jaxdp.laboratory.study") / "page.md"
-_PARTS = re.split(r"^<!-- (\w+) -->\n", _FILE.read_text(encoding="utf-8"), flags=re.M)[1:]
-_TEXTS = dict(zip(_PARTS[::2], _PARTS[1::2], strict=True))
+_words = texts.parts("jaxdp.laboratory.study", "page.md")
 
 
 def text(part: str, **values: Any) -> str:
     """A part of the page, its words from `page.md`."""
-    return _TEXTS[part].format(**values).rstrip("\n") + "\n"
+    return _words(part, **values) + "\n"
 
 
 def grid(names: Iterable[str], columns: Mapping[str, Any], cell: Callable[[str, Any], str]) -> str:
