@@ -3,6 +3,7 @@
 import importlib.resources
 import re
 from collections.abc import Callable
+from typing import Any
 
 
 def parts(package: str, file: str) -> Callable[..., str]:
@@ -14,4 +15,8 @@ def parts(package: str, file: str) -> Callable[..., str]:
     content = (importlib.resources.files(package) / file).read_text(encoding="utf-8")
     _, *found = re.split(r"^<!-- (\w+) -->\n", content, flags=re.M)
     texts = dict(zip(found[::2], found[1::2], strict=True))
-    return lambda name, **values: texts[name].format(**values).rstrip("\n")
+
+    def part(name: str, /, **values: Any) -> str:
+        return texts[name].format(**values).rstrip("\n")
+
+    return part

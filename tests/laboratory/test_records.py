@@ -305,7 +305,7 @@ def test_any_field_of_another_type_is_refused_by_name_or_read_without_harm(tmp_p
             together += [] if records.of_kind(together, "train") else [synthetic.train()]
             tables.table(together)
             findings.shown(together)
-            page._header(together), page._statements(together), page.page(together)
+            page._header(together), page._statements(together), page._footer(together)
     assert {
         ("train", "metrics", "ms_per_step"),
         ("attack", "metrics", "victims"),

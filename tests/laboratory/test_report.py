@@ -150,6 +150,14 @@ def test_a_figure_without_data_is_left_out():
     assert "Privacy spent over steps" not in page and "What came back" not in page and "nan" not in page
 
 
+def test_curves_without_their_steps_are_not_drawn():
+    record = synthetic.train("fixed")
+    record["curves"]["step"] = None
+    results.validate(record)
+    assert figures.accuracy_over_steps([record]) == ""
+    assert figures.accuracy_over_steps([record, synthetic.train("linear")]).count("<svg") == 1
+
+
 def test_the_same_records_give_the_same_page(records, page):
     assert report.page(records) == page
 

@@ -112,7 +112,8 @@ def _curves(records, name: str, ylabel: str, legend: bool) -> str:
             runs = [run for run in of_kind(records, "train") if run["variant"] == variant]
             if name == "epsilon":
                 runs = [run for run in runs if run["privacy"]["private"]]
-            own = [run["curves"] for run in runs if any(v is not None for v in run["curves"][name] or ())]
+            own = [curves for curves in (run["curves"] for run in runs) if curves["step"]]
+            own = [curves for curves in own if any(v is not None for v in curves[name] or ())]
             if not own:
                 continue
             steps = np.asarray(own[0]["step"])

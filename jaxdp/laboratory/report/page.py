@@ -52,8 +52,7 @@ def page(records: Sequence[Mapping]) -> str:
     for name, own in subjects.items():
         sections += [f'<h2 class="subject">{text(name)}</h2>'] if len(subjects) > 1 else []
         sections += _of_subject(own)
-    made_with = dict.fromkeys(_provenance(record["environment"]) for record in records)
-    sections.append(f"<footer>{tagged('p', map(text, made_with))}</footer>")
+    sections.append(_footer(records))
     sheet = importlib.resources.files("jaxdp.laboratory.report") / "report.css"
     style = sheet.read_text(encoding="utf-8")
     return words("document", style=style, sections="\n".join(filter(None, sections))) + "\n"
@@ -149,6 +148,11 @@ def _statements(records) -> str:
         )
         entries += folded(named(records, variant) + mark, tagged("pre", map(text, stated)))
     return words("statements", entries=entries)
+
+
+def _footer(records) -> str:
+    made_with = dict.fromkeys(_provenance(record["environment"]) for record in records)
+    return f"<footer>{tagged('p', map(text, made_with))}</footer>"
 
 
 def _provenance(environment: Mapping) -> str:

@@ -19,7 +19,7 @@ from jaxdp.laboratory.study.setups import PUBLISHED
 _words = texts.parts("jaxdp.laboratory.study", "page.md")
 
 
-def text(part: str, **values: Any) -> str:
+def text(part: str, /, **values: Any) -> str:
     """A part of the page, its words from `page.md`."""
     return _words(part, **values) + "\n"
 
