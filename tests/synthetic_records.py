@@ -30,7 +30,8 @@ def train(variant="fixed", seed=0, accuracy=None):
     sigma = {"non_private": None, "fixed": 6 + 0 * share, "linear": 12 - 8 * share}.get(
         variant, 4 + 8 * np.cos(1.3 * share) * (1 + 0.1 * len(variant) * share)
     )
-    return results.train_record(
+    return results.made(
+        "train",
         variant=variant,
         seed=seed,
         config={"data": "digits", "model": "mlp", "steps": 500},

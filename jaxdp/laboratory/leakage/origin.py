@@ -11,8 +11,13 @@ from jaxdp.training.record import variant_name
 
 def run_config(checkpoint: pathlib.Path) -> TrainConfig:
     """The configuration of the run in the folder of `jaxdp train --output`, or in its checkpoints."""
-    inside = checkpoint / "checkpoints"
-    return configured.going_on(inside if inside.is_dir() else checkpoint)
+    return configured.going_on(checkpoints(checkpoint))
+
+
+def checkpoints(folder: pathlib.Path) -> pathlib.Path:
+    """The folder of the checkpoints, given it or the one of `jaxdp train --output`."""
+    inside = folder / "checkpoints"
+    return inside if inside.is_dir() else folder
 
 
 def own_noise(config: TrainConfig, step: int) -> float | None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxdp.intervals import wilson
+from jaxdp.laboratory.console import line
 from jaxdp.laboratory.records import of_kind
 
 if TYPE_CHECKING:
@@ -156,11 +157,6 @@ def formatted(records: Sequence[Mapping]) -> "pd.DataFrame":
     return pd.DataFrame([cells(row) for row in summary(records).to_dict("records")], columns=list(_WIDTHS))
 
 
-def _line(cells: Mapping[Any, str]) -> str:
-    """Cells side by side, each as wide as its column."""
-    return "".join(f"{cells[name]:{'<' if w < 0 else '>'}{abs(w)}}" for name, w in _WIDTHS.items())
-
-
 def checked_in_words(records: Sequence[Mapping]) -> str:
     """Whether the claims were held against ledgers: those of records without one cannot be."""
     private = [run for run in of_kind(records, "train") if run["privacy"]["private"]]
@@ -178,8 +174,9 @@ def table(records: Sequence[Mapping]) -> str:
 
 
 def _table(records: Sequence[Mapping]) -> str:
-    head = _line({name: name for name in _WIDTHS})
-    lines = [head, "-" * len(head), *(_line(row) for row in formatted(records).to_dict("records"))]
+    head = line(_WIDTHS, list(_WIDTHS))
+    rows = formatted(records).to_dict("records")
+    lines = [head, "-" * len(head), *(line(_WIDTHS, list(row.values())) for row in rows)]
     if not records:
         return "\n".join(lines)
     runs = of_kind(records, "train")
@@ -206,4 +203,4 @@ def markdown(header: Sequence[Any], rows: Iterable[Sequence[Any]]) -> str:
     <BLANKLINE>
     """
     lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines) + "\n"
+    return "".join(f"| {' | '.join(map(str, cells))} |\n" for cells in lines)
