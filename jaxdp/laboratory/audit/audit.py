@@ -243,10 +243,8 @@ def one_run(subject: Subject, key: Array, *, alpha: float = 0.05) -> Finding:
     ledger, claim = claimed(subject)
     coins, run_key = jax.random.split(key)
     included = np.asarray(jax.random.bernoulli(coins, 0.5, (subject.canaries,)))
-    observed = canaries.draws(subject, run_key, included, 1)
-    scores = {
-        name: values[0] for name, values in statistics(observed, ledger, subject.config.adjacency).items()
-    }
+    seen = statistics(canaries.draws(subject, run_key, included, 1), ledger, subject.config.adjacency)
+    scores = {name: values[0] for name, values in seen.items()}
     found = auditing.guessed(scores, included, claim.delta, alpha)
     return Finding(
         method="one_run",

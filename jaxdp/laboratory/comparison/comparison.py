@@ -214,9 +214,8 @@ def compare(config: CompareConfig, log: Callable[[str], Any] = print) -> list[di
       log: called with a line at each part that is done.
     """
     dataset = data.load(config.data, size=config.image_size)
-    done = dict(
-        zip(VARIANTS, _at_once(lambda v: train_variant(config, v, dataset, log), VARIANTS), strict=True)
-    )
+    trained = _at_once(lambda variant: train_variant(config, variant, dataset, log), VARIANTS)
+    done = dict(zip(VARIANTS, trained, strict=True))
     first = {variant: trained[0] for variant, (trained, _) in done.items()}
     timings = time_steps(first)
     records = [

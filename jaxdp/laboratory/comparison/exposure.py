@@ -150,14 +150,9 @@ class Bench:
             known = dataclasses.replace(attacks[0], labels="known")
             labelled = victims._replace(labels=self._labels(setting, victims, cases))
             found = invert_many(setting, known, labelled, start_key)
-        count = len(self.x) // batch_size
-        parts = [
-            Reconstruction(*(np.asarray(field)[i * count : (i + 1) * count] for field in found))
-            for i in range(len(cases))
-        ]
-        return [
-            self._record(case, part, attacks, batch_size) for case, part in zip(cases, parts, strict=True)
-        ]
+        parts = (np.split(np.asarray(field), len(cases)) for field in found)
+        each = zip(cases, map(Reconstruction, *parts), strict=True)
+        return [self._record(case, part, attacks, batch_size) for case, part in each]
 
     def setting(self, batch_size: int) -> Setting:
         """What the attacks of all cases share."""
@@ -169,14 +164,12 @@ class Bench:
     def _leaked(self, leak: Leak, cases: Sequence[Case], key: jax.Array) -> Victims:
         """What leaks of every case and batch, each with the parameters of its case."""
         x, y = self.batches(leak.batch_size)
-        count = len(x)
         bounds = [math.inf if case.clip == "none" else self._bound(case) for case in cases]
-        own = jax.tree.map(
-            lambda *leaves: np.repeat(np.stack(leaves), count, axis=0), *(case.params for case in cases)
-        )
-        xs, ys = (np.tile(v, (len(cases), *[1] * (v.ndim - 1))) for v in (x, y))
+        stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *(case.params for case in cases))
+        own = jax.tree.map(lambda leaf: np.repeat(leaf, len(x), axis=0), stacked)
+        xs, ys = (np.concatenate([v] * len(cases)) for v in (x, y))
         noise_std = np.concatenate([case.noise_std for case in cases])
-        conditions = Conditions(noise_std, np.repeat(np.asarray(bounds, np.float32), count))
+        conditions = Conditions(noise_std, np.repeat(np.asarray(bounds, np.float32), len(x)))
         return observe(self.loss_fn, leak, own, xs, ys, key, conditions, own_params=True)
 
     def _bound(self, case: Case) -> float:
@@ -185,13 +178,11 @@ class Bench:
     def _labels(self, setting: Setting, victims: Victims, cases: Sequence[Case]) -> np.ndarray:
         """The labels that fit each victim's observation best, [cases * batches, B]."""
         program = _label_program(setting.static)
-        count = len(self.x) // setting.leak.batch_size
-        observed = leaks.observations(victims, setting.leak, count * len(cases))
-        found = [
-            program(case.params, lanes.rows(observed, np.arange(i * count, (i + 1) * count)), self.public)
-            for i, case in enumerate(cases)
-        ]
-        return np.concatenate([np.asarray(labels) for labels in found])
+        count = len(self.x) // setting.leak.batch_size * len(cases)
+        observed = leaks.observations(victims, setting.leak, count)
+        own = zip(cases, np.split(np.arange(count), len(cases)), strict=True)
+        found = [program(case.params, lanes.rows(observed, rows), self.public) for case, rows in own]
+        return np.concatenate(found)
 
     def _record(self, case: Case, found: Reconstruction, attacks: list[Attack], batch_size: int) -> dict:
         """The record of one case."""
@@ -199,8 +190,7 @@ class Bench:
         row = judge(found, x, y, np.asarray(self.public.mean))
         guess = metrics.matched(found.x, x).reshape(self.x.shape)
         errors = np.round(np.asarray(metrics.rmse(np.nan_to_num(guess), self.x), float), 5).tolist()
-        std = float(case.noise_std.mean())
-        leak = Leak(clip=case.clip, batch_size=batch_size)
+        leak, std = Leak(clip=case.clip, batch_size=batch_size), float(case.noise_std.mean())
         known = knowledge(leak, attacks[-1], Conditions(std, self._bound(case)))
         names = " or ".join(f"{a.solver} {a.objective}" for a in attacks)
         more = {"success": row["recognisable"], "threshold": metrics.RECOGNISABLE, "batch_size": batch_size}

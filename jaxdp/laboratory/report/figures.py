@@ -70,7 +70,7 @@ def style() -> dict[str, Any]:
     background = dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), page["--paper"])
     series = cycler(color=[page[f"--s{index}"] for index in range(SERIES)])
     plain = {"legend.frameon": False, "axes.titlesize": 10.5, "axes.prop_cycle": series}
-    return {**_settings(page["--ink"], page["--grid"]), **background, **plain}
+    return _settings(page["--ink"], page["--grid"]) | background | plain
 
 
 def standalone(svg: str) -> str:
@@ -162,8 +162,8 @@ def success_over_noise(records: Sequence[Mapping]) -> str:
                 axes.plot(noise, values, "o-", color=colour, markersize=3.5, linewidth=1.8)
             where = (0.02, 0.06 + 0.1 * index)
             top.annotate(f" {attack}, {leak}", where, xycoords="axes fraction", color=colour)
-        everything = [row for rows in curves.values() for row in rows]
-        mean_image = np.median([row["metrics"]["rmse_mean_image"] for row in everything])
+        every = [row["metrics"]["rmse_mean_image"] for rows in curves.values() for row in rows]
+        mean_image = np.median(every)
         bottom.axhline(mean_image, color=_INK, linestyle=(0, (4, 3)), linewidth=1)
         bottom.annotate(
             "mean image: nothing learnt", (0.02, mean_image), xycoords=("axes fraction", "data"),

@@ -35,12 +35,9 @@ def run_row(record: Mapping) -> dict[str, Any]:
         "target": asked["target_epsilon"],
         "learning_rate": asked["learning_rate"],
         "seed": record["seed"],
-        "validation_accuracy": metrics["validation_accuracy"],
-        "test_accuracy": metrics["test_accuracy"],
+        **{name: metrics[name] for name in ("validation_accuracy", "test_accuracy")},
         **{name: privacy[name] for name in ("private", "nominal", "epsilon")},
-        "schedule": record["config"]["schedule"],
-        "noise_multiplier": record["config"]["noise_multiplier"],
-        "scale": record["config"]["scale"],
+        **{name: record["config"][name] for name in ("schedule", "noise_multiplier", "scale")},
     }
 
 
@@ -89,21 +86,16 @@ def collect(folder: pathlib.Path, output: pathlib.Path) -> list[pathlib.Path]:
 
 def _check_grids(data: str, records: list[dict]) -> None:
     """Refuses cells that were judged by other learning rates or seeds than the rest; fewer are under way."""
-    rates: dict[tuple, set] = {}
-    seeds: dict[tuple, set] = {}
-    for record in records:
-        if record["seed"] >= SELECTION_SEED:
-            cell = (record["variant"], record["settings"]["target_epsilon"])
-            rates.setdefault(cell, set()).add(record["settings"]["learning_rate"])
-            seeds.setdefault(cell, set()).add(record["seed"])
-    for judges in (rates, seeds):
+    rows = [run_row(record) for record in records if record["seed"] >= SELECTION_SEED]
+    for name in ("learning_rate", "seed"):
+        judges: dict[tuple, set] = {}
+        for row in rows:
+            judges.setdefault((row["variant"], row["target"]), set()).add(row[name])
         most = max(judges.values(), key=len, default=set())
         for (variant, epsilon), own in judges.items():
             if not own <= most:
-                raise ValueError(
-                    f"records of {data}: {variant} at epsilon={epsilon} was judged by other learning rates "
-                    "or seeds than the rest; collect runs of one grid"
-                )
+                judged = f"{variant} at epsilon={epsilon} was judged by other learning rates or seeds"
+                raise ValueError(f"records of {data}: {judged} than the rest; collect runs of one grid")
 
 
 def _head(records: list[dict]) -> dict[str, Any]:
@@ -125,10 +117,9 @@ def _head(records: list[dict]) -> dict[str, Any]:
 
 
 def _write(path: pathlib.Path, head: Mapping, rows: Iterable[Mapping]) -> pathlib.Path:
-    def compact(value):
-        return round(value, 9) if isinstance(value, float) else value
-
-    lines = [head, *({key: compact(value) for key, value in row.items()} for row in rows)]
+    lines = [head]
+    for row in rows:
+        lines.append({key: round(v, 9) if isinstance(v, float) else v for key, v in row.items()})
     atomic.write_text(path, "".join(json.dumps(plain(line), allow_nan=False) + "\n" for line in lines))
     return path
 

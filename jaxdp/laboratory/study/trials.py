@@ -33,9 +33,8 @@ from jaxdp.training.config import TrainConfig
 from jaxdp.training.record import train_record
 from jaxdp.training.run import Callback, TrainResult
 
-_DEFAULTS = records.plain(TrainConfig().options()) | {
-    "accountant": "rdp"
-}  # of files from before it was stated
+# Options of files from before they were stated.
+_DEFAULTS = records.plain(TrainConfig().options()) | {"accountant": "rdp"}
 
 
 def split(dataset: Dataset) -> tuple[Dataset, Dataset]:
@@ -160,10 +159,10 @@ def choose(workshop: Workshop, variant: str, epsilon: float | None) -> float:
 
 def workshops(config: StudyConfig, folder: pathlib.Path) -> Iterator[Workshop]:
     """One for each data set, with what is configured in place of its own."""
-    own = {"steps": config.steps, "learning_rates": config.learning_rates}
-    chosen: dict[str, Any] = {name: value for name, value in own.items() if value is not None}
     for name in config.data:
-        yield Workshop(name, dataclasses.replace(SETUPS[name], **chosen), folder)
+        setup = SETUPS[name]
+        steps, rates = config.steps or setup.steps, config.learning_rates or setup.learning_rates
+        yield Workshop(name, dataclasses.replace(setup, steps=steps, learning_rates=rates), folder)
 
 
 def train(config: StudyConfig, folder: pathlib.Path, log: Callable[[str], Any] = print) -> None:
