@@ -164,11 +164,13 @@ def distinguished(
     of the chosen rule lie within both limits.
     """
     half = len(next(iter(present.values()))) // 2
-    first, second = (
-        [{name: values[part] for name, values in scores.items()} for scores in (present, absent)]
-        for part in (slice(0, half), slice(half, None))
-    )
-    return judge(choose(*first, objective, alpha / 2), *second, alpha / 2)
+
+    def part(scores: Scores, which: slice) -> Scores:
+        return {name: values[which] for name, values in scores.items()}
+
+    first, second = slice(0, half), slice(half, None)
+    rule = choose(part(present, first), part(absent, first), objective, alpha / 2)
+    return judge(rule, part(present, second), part(absent, second), alpha / 2)
 
 
 def discriminant(

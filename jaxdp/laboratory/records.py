@@ -18,13 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from jaxdp import _validate
-from jaxdp.records import Record, form
-from jaxdp.records import environment as environment
-from jaxdp.records import made as made
-from jaxdp.records import plain as plain
-from jaxdp.records import read as read
-from jaxdp.records import validate as validate
-from jaxdp.records import write as write
+from jaxdp.records import Record, form, made, read
 
 STAGES = ("early", "middle", "late")
 SUMMARY = "attack.json"  # of all attacks of a command, beside their records: no record itself

@@ -13,6 +13,7 @@ import synthetic_records as synthetic
 from PIL import Image
 
 from jaxdp import cli
+from jaxdp import records as general
 from jaxdp.intervals import Interval
 from jaxdp.laboratory import records as results
 from jaxdp.laboratory.report import elements, figures, tables
@@ -153,7 +154,7 @@ def test_a_figure_without_data_is_left_out():
 def test_curves_without_their_steps_are_not_drawn():
     record = synthetic.train("fixed")
     record["curves"]["step"] = None
-    results.validate(record)
+    general.validate(record)
     assert figures.accuracy_over_steps([record]) == ""
     assert figures.accuracy_over_steps([record, synthetic.train("linear")]).count("<svg") == 1
 
@@ -212,7 +213,7 @@ def test_one_seed_is_called_one_seed():
 
 def test_the_command(tmp_path, records, capsys):
     for record in records:
-        results.write(record, tmp_path / "records")
+        general.write(record, tmp_path / "records")
     arguments = [
         "report",
         "--records",

@@ -80,12 +80,7 @@ class Subject:
 
 
 def classifier(canaries: int, slots: int) -> models.Model:
-    """The model: logits from four tensors, the first `canaries` slots with constant logits.
-
-    Args:
-      canaries: slots whose inputs give zero logits, with the gradient left as it is.
-      slots: length of an input.
-    """
+    """The model: logits from four tensors; inputs in the first `canaries` slots give zero."""
     weights = jnp.asarray([1.0, 0.5])  # of the positions of the sequence
     direction = jnp.linspace(-1.0, 1.0, _CLASSES)
     params = {name: jnp.zeros((slots, _CLASSES)) for name in ("kernel", "sequence", "table")}

@@ -13,12 +13,12 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 
-from jaxdp import _validate
+from jaxdp import _validate, records
 from jaxdp._privatize import entropy_key
-from jaxdp.laboratory import records
 from jaxdp.laboratory.audit import audit, canaries
 from jaxdp.laboratory.audit.audit import Finding
 from jaxdp.laboratory.console import line
+from jaxdp.laboratory.records import audit_record
 from jaxdp.training.config import TrainConfig
 
 Mechanism = Literal[
@@ -175,7 +175,7 @@ def run(config: Config) -> int:
         entries.append(_entry(row, found))
         if not config.json:
             print(_line(row, found), flush=True)
-    record = records.audit_record(
+    record = audit_record(
         seed=config.seed, config=dataclasses.asdict(config), confidence=config.confidence,
         findings=entries, seconds=time.perf_counter() - began,
     )  # fmt: skip

@@ -207,12 +207,7 @@ def _at_once(function: Callable[[str], Any], names) -> list[Any]:
 
 
 def compare(config: CompareConfig, log: Callable[[str], Any] = print) -> list[dict[str, Any]]:
-    """Trains, times and attacks every variant; returns all records.
-
-    Args:
-      config: what to compare.
-      log: called with a line at each part that is done.
-    """
+    """Trains, times and attacks every variant, and logs a line at each part that is done; all records."""
     dataset = data.load(config.data, size=config.image_size)
     trained = _at_once(lambda variant: train_variant(config, variant, dataset, log), VARIANTS)
     done = dict(zip(VARIANTS, trained, strict=True))

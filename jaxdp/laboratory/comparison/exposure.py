@@ -97,15 +97,7 @@ class Bench:
 
     @classmethod
     def of(cls, dataset: Dataset, loss_fn: Loss, *, victims: int, known: int = 512, **options) -> "Bench":
-        """The first test examples as victims; the attacker knows the first `known` of training.
-
-        Args:
-          dataset: of images.
-          loss_fn: of one example.
-          victims: how many.
-          known: how many.
-          **options: l2_norm_clip, iterations, settings.
-        """
+        """The first test examples as victims, of an attacker who knows the first `known` of training."""
         return cls(
             loss_fn=loss_fn,
             x=np.asarray(dataset.to_float(dataset.test_x[:victims])),
@@ -134,11 +126,7 @@ class Bench:
     def expose(self, cases: Sequence[Case], *, batch_size: int, unnoised: bool, seed: int) -> list[dict]:
         """Leaks and attacks every case, all in one program; the records, in the order of the cases.
 
-        Args:
-          cases: what leaks.
-          batch_size: B.
-          unnoised: whether the attacks that want exact gradients are tried as well.
-          seed: of noise and starts.
+        Where they are `unnoised`, attacks that want exact gradients are tried as well.
         """
         setting = self.setting(batch_size)
         noise_key, start_key = jax.random.split(jax.random.key(seed))

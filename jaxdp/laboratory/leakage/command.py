@@ -9,12 +9,12 @@ import jax
 import numpy as np
 from tyro.conf import OmitArgPrefixes
 
-from jaxdp import _validate, atomic, data, models
+from jaxdp import _validate, atomic, data, models, records
 from jaxdp.attacks import metrics, public_knowledge
-from jaxdp.laboratory import records
 from jaxdp.laboratory.console import line
 from jaxdp.laboratory.leakage import forecast, origin, picture, sweep
 from jaxdp.laboratory.leakage.sweep import MEANING, Model, Settings, break_down
+from jaxdp.laboratory.records import attack_record
 from jaxdp.training import configured
 
 _SHOWN = 5  # images kept in a record
@@ -63,8 +63,8 @@ class Config:
 
     def flat(self) -> dict:
         """Every option by its name."""
-        own = {"label_sigmas": self.label_sigmas, "output": self.output, "progress": self.progress}
-        return asdict(self.target) | asdict(self.settings) | own
+        options = asdict(self)
+        return options.pop("target") | options.pop("settings") | options
 
 
 def _fresh(target: Target, seed: int):
@@ -151,7 +151,7 @@ def record(config: Config, row: dict, originals: np.ndarray, found: np.ndarray, 
     if config.target.checkpoint is not None:
         tied = origin.fields(origin.run_config(config.target.checkpoint), step, row["sigma"])
     own = {name: row[name] for name in ("attack", "noise_std", "knowledge")}
-    return records.attack_record(
+    return attack_record(
         **tied | own | images | {"config": config.flat() | tied["config"]},
         seed=config.settings.seed, step=step, leak_point=row["leak"],
         metrics=row | {"success": row["recognisable"], "threshold": criterion.recognisable},

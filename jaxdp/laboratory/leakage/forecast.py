@@ -58,12 +58,7 @@ def candidates(
 
     After each of `LOOKS`: steps that used the record, seen without amplification by sampling.
 
-    Args:
-      model: its first `CANDIDATES` held-out examples are the real records.
-      sigmas: noise multipliers.
-      bound: the clip bound C.
-      seed: of the trials.
-      trials: for each figure.
+    The model's first `CANDIDATES` held-out examples are the real records.
     """
     k, steps, rows = CANDIDATES, max(LOOKS), []
     real = candidate_attacks.gram(model.loss_fn, "flat", model.params, model.x[:k], model.y[:k], bound)
@@ -87,11 +82,7 @@ def errors(
 ) -> list[dict[str, Any]] | None:
     """The root mean square error that the linearised posterior expects, averaged over victims.
 
-    Args:
-      model: with public inputs; None is returned without a prior learned from them.
-      sigmas: noise multipliers > 0.
-      bound: the clip bound C.
-      victims: over how many to average.
+    None without a prior learned from public inputs.
     """
     prior, leak = model.public.prior, Leak(clip="flat")
     if prior is None:

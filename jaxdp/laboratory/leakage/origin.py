@@ -30,12 +30,7 @@ def fields(config: TrainConfig, step: int, sigma: float) -> dict[str, Any]:
     """What ties the record of an attack to a run: its variant and stage, its data and model.
 
     An attack behind noise that is not the run's own belongs to no variant: it is `undefended`, a point of the
-    curve over noise.
-
-    Args:
-      config: of the run.
-      step: of the attacked parameters.
-      sigma: the noise multiplier of the leak; 0 for what leaks before noise is added.
+    curve over noise.  sigma is 0 for what leaks before noise is added.
     """
     subject = {"data": config.data, "model": config.model}
     own = own_noise(config, step)

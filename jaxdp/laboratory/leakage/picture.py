@@ -19,13 +19,9 @@ def figure(
     candidates: Sequence[dict] = (),
     errors: Sequence[dict] | None = None,
 ) -> bytes:
-    """A PNG.
+    """A PNG of the sweep's rows, each with its reconstructions [victims, *input_shape], and of `forecast`'s.
 
-    Args:
-      rows: of the sweep.
-      reconstructions: of each row, [victims, *input_shape].
-      originals: the victims; images are shown, tabular rows are not.
-      labels, candidates, errors: of `forecast`.
+    Images are shown, tabular rows are not.
     """
     from matplotlib.figure import Figure
 

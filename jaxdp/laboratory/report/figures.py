@@ -22,7 +22,7 @@ from jaxdp.intervals import Interval
 from jaxdp.laboratory.records import of_kind
 from jaxdp.laboratory.report.tables import variants
 
-_SHEET = importlib.resources.files("jaxdp.laboratory.report") / "report.css"
+SHEET = importlib.resources.files("jaxdp.laboratory.report") / "report.css"
 
 _INK, _GRID = "#010203", "#010204"
 _MARK = "#0102{:02x}"  # stand-in of the series colours, from 0x10
@@ -48,7 +48,7 @@ def label(variant: str) -> str:
 @functools.cache
 def _page_colours() -> dict[str, str]:
     """The CSS variables of the light page."""
-    style = _SHEET.read_text(encoding="utf-8")
+    style = SHEET.read_text(encoding="utf-8")
     light = style[style.index(":root {") : style.index("}")]
     return dict(re.findall(r"(--[\w-]+): (#[0-9a-f]{6});", light))
 
@@ -179,11 +179,6 @@ def intervals(curves: Mapping[str, Mapping[float, Interval]], ylabel: str, xlabe
 
     An interval that reaches far beyond the points is cut at the edge: it would flatten all lines.  Far is more
     than the points are apart, or than most intervals are wide.
-
-    Args:
-      curves: variant -> x -> mean, median or share with its interval.
-      ylabel: what it is.
-      xlabel: what it is drawn over.
     """
     if not any(curves.values()):
         return ""

@@ -1,6 +1,5 @@
 """The report page: one HTML file made from records, with everything inside it."""
 
-import importlib.resources
 import pathlib
 from collections.abc import Mapping, Sequence
 
@@ -53,8 +52,7 @@ def page(records: Sequence[Mapping]) -> str:
         sections += [f'<h2 class="subject">{text(name)}</h2>'] if len(subjects) > 1 else []
         sections += _of_subject(own)
     sections.append(_footer(records))
-    sheet = importlib.resources.files("jaxdp.laboratory.report") / "report.css"
-    style = sheet.read_text(encoding="utf-8")
+    style = figures.SHEET.read_text(encoding="utf-8")
     return words("document", style=style, sections="\n".join(filter(None, sections))) + "\n"
 
 

@@ -49,14 +49,7 @@ def attack_row(record: Mapping) -> dict[str, Any]:
 
 
 def collect(folder: pathlib.Path, output: pathlib.Path) -> list[pathlib.Path]:
-    """Gathers the records of a study.
-
-    Args:
-      folder: where its record files are, a folder a data set.
-      output: gets a folder a data set, and what was accounted for alone.
-
-    Returns:
-      The files written.
+    """Gathers the records of a study, from a folder a data set into another; returns the files written.
 
     Raises:
       FileNotFoundError: no record in the folder.

@@ -31,12 +31,7 @@ _SIDES = {
 
 
 def write(records: pathlib.Path, costs: pathlib.Path, output: pathlib.Path) -> None:
-    """Writes the page and its figures.
-
-    Args:
-      records: folder of the collected files; gets the figures.
-      costs: folder of the records of what a step costs.
-      output: the page.
+    """Writes the page, from the collected files, to which figures are added, and the records of costs.
 
     Raises:
       FileNotFoundError: no collected file.
@@ -159,19 +154,12 @@ def _missing(runs, attacks) -> str:
     for name, (_, rows) in runs.items():
         lines += _missing_runs(name, by_seed(rows), every)
     leaked = {row["leak_point"] for _, rows in attacks.values() for row in rows if row["attack"] != INFORMED}
-    if not leaked & {"raw", "clipped"}:
-        lines.append(
-            "Gradients that leak before any noise, raw or clipped, were not attacked in these runs; "
-            "the records of `python -m benchmarks attacks` do that."
-        )
-    if not leaked & {"noised", "noised batch"}:
-        lines.append(
-            "No image was attacked behind the noise of these runs: the informed adversary alone was."
-        )
+    unseen = [] if leaked & {"raw", "clipped"} else [text("no_gradients")]
+    unseen += [] if leaked & {"noised", "noised batch"} else [text("no_images")]
     unattacked = [name for name in runs if not attacks[name][1]]
-    if unattacked:
-        lines.append(f"Not attacked: {', '.join(unattacked)}.")
-    return f"## What the records do not show\n\n{_listed(lines)}{text('limits')}"
+    silent = _listed([f"Not attacked: {', '.join(unattacked)}."] if unattacked else [])
+    limits = "".join([_listed(lines), *unseen, silent, text("limits")])
+    return f"## What the records do not show\n\n{limits}"
 
 
 def _missing_runs(name: str, cells, every: set[float]) -> list[str]:

@@ -95,10 +95,7 @@ class Workshop:
     ) -> tuple[configured.Run, TrainResult]:
         """Trains, with what was compiled for an earlier trial where that serves.
 
-        Args:
-          trial: the run.
-          *callbacks: see `jaxdp.train`.
-          every: steps between its calls, which change nothing in the run; None for its start and end alone.
+        Callbacks, as of `jaxdp.train`, are called `every` so many steps; None for its start and end alone.
         """
         config = self._resolved(settings(self.name, self.setup, trial))
         if every is not None:
@@ -166,13 +163,7 @@ def workshops(config: StudyConfig, folder: pathlib.Path) -> Iterator[Workshop]:
 
 
 def train(config: StudyConfig, folder: pathlib.Path, log: Callable[[str], Any] = print) -> None:
-    """Trains what has no record in `folder` yet.
-
-    Args:
-      config: what to train.
-      folder: of the record files, a folder a data set.
-      log: called with a line for each variant and epsilon.
-    """
+    """Trains what has no record in `folder`, a folder a data set; logs a line for each variant and epsilon."""
     for workshop in workshops(config, folder):
         for epsilon in (None, *config.epsilons):
             for variant in config.variants:
