@@ -18,8 +18,7 @@ import numpy as np
 import optax
 
 from benchmarks import forecasts
-from jaxdp import atomic, data, models
-from jaxdp import records
+from jaxdp import atomic, data, models, records
 from jaxdp.attacks import Attack, Conditions, Leak, Setting, evaluate, public_knowledge
 from jaxdp.attacks.leaks import NOISELESS, RAW
 from jaxdp.attacks.portfolio import PLAIN, POSTERIOR, RELU, SIGNAL, SMOOTH
