@@ -18,8 +18,7 @@ import numpy as np
 import optax
 
 from benchmarks import forecasts
-from jaxdp import atomic, data, models
-from jaxdp import records as results
+from jaxdp import atomic, data, models, records
 from jaxdp.attacks import Attack, Conditions, Leak, Setting, evaluate, public_knowledge
 from jaxdp.attacks.leaks import NOISELESS, RAW
 from jaxdp.attacks.portfolio import PLAIN, POSTERIOR, RELU, SIGNAL, SMOOTH
@@ -278,8 +277,8 @@ def main(arguments: list[str] | None = None) -> None:
         if name not in TABLES:
             raise ValueError(f"table={name!r}: choose from {', '.join(TABLES)}")
     for name in names:
-        document = {"table": name, "environment": results.environment(), "rows": TABLES[name]()}
-        content = json.dumps(results.plain(document), indent=1, allow_nan=False)
+        document = {"table": name, "environment": records.environment(), "rows": TABLES[name]()}
+        content = json.dumps(records.plain(document), indent=1, allow_nan=False)
         atomic.write_text(RECORDS / f"attacks_{name}.json", content + "\n")
 
 

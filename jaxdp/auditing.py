@@ -20,8 +20,11 @@ import numpy as np
 from jaxtyping import Float
 from scipy import special, stats
 
+from jaxdp import _validate
+
 Scores = Mapping[str, Float[np.ndarray, " n"]]
 _LARGEST = 60.0  # no count that fits in memory proves more
+_SHARES = (1.0, 0.2)  # of the canaries to guess on, half from each end
 
 
 class Rule(NamedTuple):
@@ -148,14 +151,8 @@ def judge(rule: Rule, present: Scores, absent: Scores, alpha: float) -> Rates:
     ]
     hits, alarms = spoke[::-1] if rule.says_absent else spoke
     trials = len(present[rule.statistic])
-    return Rates(
-        rule=rule,
-        hits=hits,
-        false_alarms=alarms,
-        trials=trials,
-        least_hit_rate=float(at_least(hits, trials, alpha)),
-        most_false_alarm_rate=float(at_most(alarms, trials, alpha)),
-    )
+    least, most = float(at_least(hits, trials, alpha)), float(at_most(alarms, trials, alpha))
+    return Rates(rule, hits, alarms, trials, least_hit_rate=least, most_false_alarm_rate=most)
 
 
 def distinguished(
@@ -167,11 +164,11 @@ def distinguished(
     of the chosen rule lie within both limits.
     """
     half = len(next(iter(present.values()))) // 2
+
+    def part(scores: Scores, which: slice) -> Scores:
+        return {name: values[which] for name, values in scores.items()}
+
     first, second = slice(0, half), slice(half, None)
-
-    def part(scores, which):
-        return {name: np.asarray(values)[which] for name, values in scores.items()}
-
     rule = choose(part(present, first), part(absent, first), objective, alpha / 2)
     return judge(rule, part(present, second), part(absent, second), alpha / 2)
 
@@ -185,16 +182,14 @@ def discriminant(
     variance is taken as 1e-9 of an ordinary one.
     """
     half = len(present) // 2
-    present, absent = (
-        np.nan_to_num(np.asarray(x, np.float64), posinf=0, neginf=0) for x in (present, absent)
-    )
-    means = [x[:half].mean(axis=0) for x in (present, absent)]
-    centred = np.concatenate([x[:half] - mean for x, mean in zip((present, absent), means, strict=True)])
+    both = [np.nan_to_num(np.asarray(x, np.float64), posinf=0, neginf=0) for x in (present, absent)]
+    means = [x[:half].mean(axis=0) for x in both]
+    centred = np.concatenate([x[:half] - mean for x, mean in zip(both, means, strict=True)])
     scale = centred.std(axis=0)
     scale[scale == 0] = 1
     correlation = (centred / scale).T @ (centred / scale) / len(centred)
     weights = np.linalg.solve(correlation + 1e-9 * np.eye(len(scale)), (means[0] - means[1]) / scale) / scale
-    return present @ weights, absent @ weights
+    return both[0] @ weights, both[1] @ weights
 
 
 def one_run_p_value(correct: int, guesses: int, canaries: int, epsilon: float, delta: float) -> float:
@@ -205,9 +200,8 @@ def one_run_p_value(correct: int, guesses: int, canaries: int, epsilon: float, d
     f(v) + 2 m delta max_i (f(v - i) - f(v)) / i, for m canaries each included with probability 1/2.
     """
     if not 0 <= correct <= guesses <= canaries:
-        raise ValueError(
-            f"correct={correct}, guesses={guesses}, canaries={canaries}: need correct <= guesses <= canaries"
-        )
+        given = f"correct={correct}, guesses={guesses}, canaries={canaries}"
+        raise ValueError(f"{given}: need correct <= guesses <= canaries")
     tail = stats.binom.sf(np.arange(correct, -1, -1) - 1, guesses, special.expit(epsilon))
     excess = (tail[1:] - tail[0]) / np.arange(1, correct + 1) if correct else np.zeros(1)
     return min(1.0, float(tail[0] + 2 * canaries * delta * excess.max()))
@@ -219,8 +213,7 @@ def one_run_epsilon(correct: int, guesses: int, canaries: int, delta: float, alp
     >>> round(one_run_epsilon(100, 100, 1000, delta=0.0, alpha=0.05), 2)
     3.49
     """
-    if not 0 < alpha < 1:
-        raise ValueError(f"alpha={alpha}: must lie in (0, 1)")
+    _validate.between(0, 1, alpha=alpha)
 
     def refuted(epsilon):
         return one_run_p_value(correct, guesses, canaries, epsilon, delta) < alpha
@@ -236,13 +229,7 @@ def one_run_epsilon(correct: int, guesses: int, canaries: int, delta: float, alp
     return low
 
 
-def guessed(
-    scores: Scores,
-    included: np.ndarray,
-    delta: float,
-    alpha: float,
-    shares: tuple[float, ...] = (1.0, 0.2),
-) -> Correct:
+def guessed(scores: Scores, included: np.ndarray, delta: float, alpha: float) -> Correct:
     """The best of a few ways to guess in one run: the highest scores as included, the lowest as not.
 
     Args:
@@ -250,20 +237,17 @@ def guessed(
       included: [m], the coins.
       delta: of the bound.
       alpha: probability that the bound is wrong.
-      shares: the shares of the canaries to guess on, half from each end.
 
     Formal guarantee: the mechanism is not (epsilon', delta) private for any epsilon' < epsilon, except with
     probability alpha; alpha is divided by the number of ways tried (Bonferroni).
     """
     included = np.asarray(included, bool)
-    each, best = alpha / (len(scores) * len(shares)), None
+    each, found = alpha / (len(scores) * len(_SHARES)), []
     for statistic, values in scores.items():
         order = np.argsort(_clean(values), kind="stable")
-        for share in shares:
+        for share in _SHARES:
             k = max(1, int(len(order) * share / 2))
             correct = int(included[order[-k:]].sum() + (~included[order[:k]]).sum())
             epsilon = one_run_epsilon(correct, 2 * k, len(order), delta, each)
-            if best is None or epsilon > best.epsilon:
-                best = Correct(statistic, correct, 2 * k, epsilon)
-    assert best is not None
-    return best
+            found.append(Correct(statistic, correct, 2 * k, epsilon))
+    return max(found, key=lambda one: one.epsilon)

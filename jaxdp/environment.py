@@ -15,9 +15,8 @@ def environment() -> dict[str, Any]:
 
     import jax
 
-    packages = ("jaxdp", "jax", "jaxlib", "flax", "optax", "dp-accounting", "numpy", "scipy")
     versions: dict[str, str | None] = {}
-    for package in packages:
+    for package in ("jaxdp", "jax", "jaxlib", "flax", "optax", "dp-accounting", "numpy", "scipy"):
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:

@@ -6,6 +6,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Array
 
+from jaxdp import _validate
+
 
 class Interval(NamedTuple):
     """A share or a mean with its confidence interval."""
@@ -29,8 +31,7 @@ def wilson(successes: int, trials: int, confidence: float = 0.95) -> Interval:
     """
     from scipy.stats import binomtest
 
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence={confidence}: must lie in (0, 1)")
+    _validate.between(0, 1, confidence=confidence)
     if trials < 1 or not 0 <= successes <= trials:
         raise ValueError(
             f"successes={successes}, trials={trials}: need 0 <= successes <= trials, trials >= 1"

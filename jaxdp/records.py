@@ -15,6 +15,7 @@ import hashlib
 import json
 import math
 import pathlib
+import re
 import types
 from collections.abc import Mapping
 from typing import Any
@@ -105,25 +106,21 @@ class Privacy:
     statement: str
 
     def __post_init__(self):
+        flags = f"private={self.private}, nominal={self.nominal}"
         if self.epsilon is None:
             if self.private or self.nominal:
-                raise ValueError(
-                    f"epsilon=None: private={self.private}, nominal={self.nominal} needs a number"
-                )
+                raise ValueError(f"epsilon=None: {flags} needs a number")
             return
         if self.epsilon < 0:
             raise ValueError(f"epsilon={self.epsilon}: must be >= 0")
         if self.private == self.nominal:
-            word = (
-                "is private and cannot be nominal" if self.private else "is not private; only a nominal one"
-            )
-            raise ValueError(f"epsilon={self.epsilon}: the run {word}")
+            word = "private and cannot be nominal" if self.private else "not private; only a nominal one"
+            raise ValueError(f"epsilon={self.epsilon}: the run is {word}")
         _validate.between(0, 1, delta=self.delta)
         _validate.one_of(accounting.ADJACENCIES, adjacency=self.adjacency)
-        if not (self.accountant and self.sampling):
-            raise ValueError(
-                f"accountant={self.accountant!r}, sampling={self.sampling!r}: epsilon needs both"
-            )
+        for name in ("accountant", "sampling"):
+            if not getattr(self, name):
+                raise ValueError(f"{name}={getattr(self, name)}: epsilon needs one")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -184,20 +181,16 @@ class Train(Record):
                 raise ValueError(f"privacy.private=True: with config.{name}={value!r} no epsilon holds")
 
 
-def train_record(**fields: Any) -> dict[str, Any]:
-    """Makes the record of a training run.
+def made(kind: str, **fields: Any) -> dict[str, Any]:
+    """A record of a kind, made now and here.
 
     Args:
-      **fields: of `Train`, but for schema, kind, created and environment.
+      kind: `train`, or a kind of the laboratory's.
+      **fields: of its form, but for schema, kind, created and environment.
 
     Raises:
       ValueError: a field that is missing or has no sense.
     """
-    return made("train", **fields)
-
-
-def made(kind: str, **fields: Any) -> dict[str, Any]:
-    """A record of a kind, made now and here."""
     created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     head = {"schema": SCHEMA, "kind": kind, "created": created, "environment": environment()}
     record = plain(head | fields)
@@ -278,7 +271,7 @@ def write(record: Mapping, folder: pathlib.Path) -> pathlib.Path:
     validate(record)
     content = json.dumps(record, indent=1, allow_nan=False)
     digest = hashlib.sha256(content.encode()).hexdigest()[:12]
-    name = "".join(c if c.isalnum() or c in "._-" else "_" for c in f"{record['kind']}-{record['variant']}")
+    name = re.sub(r"[^\w.-]", "_", f"{record['kind']}-{record['variant']}")
     path = pathlib.Path(folder) / f"{name}-{digest}.json"
     atomic.write_text(path, content + "\n")
     return path

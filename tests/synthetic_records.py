@@ -4,6 +4,7 @@ import numpy as np
 
 from jaxdp.intervals import wilson
 from jaxdp.laboratory import records as results
+from jaxdp.records import made
 
 VARIANTS = ("non_private", "fixed", "linear", "staircase", "exponential", "quarter_cosine", "l2_max")
 STEPS = np.arange(0, 501, 25)
@@ -30,7 +31,8 @@ def train(variant="fixed", seed=0, accuracy=None):
     sigma = {"non_private": None, "fixed": 6 + 0 * share, "linear": 12 - 8 * share}.get(
         variant, 4 + 8 * np.cos(1.3 * share) * (1 + 0.1 * len(variant) * share)
     )
-    return results.train_record(
+    return made(
+        "train",
         variant=variant,
         seed=seed,
         config={"data": "digits", "model": "mlp", "steps": 500},

@@ -18,13 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from jaxdp import _validate
-from jaxdp.records import Record, form, made
-from jaxdp.records import environment as environment
-from jaxdp.records import plain as plain
-from jaxdp.records import read as read
-from jaxdp.records import train_record as train_record
-from jaxdp.records import validate as validate
-from jaxdp.records import write as write
+from jaxdp.records import Record, form, made, read
 
 STAGES = ("early", "middle", "late")
 SUMMARY = "attack.json"  # of all attacks of a command, beside their records: no record itself
@@ -158,9 +152,9 @@ def attack_record(
         raise ValueError("originals and reconstructions: give both or neither")
     images = None
     if originals is not None and reconstructions is not None:
+        images = {"originals": pack_images(originals), "reconstructions": pack_images(reconstructions)}
         if np.shape(originals) != np.shape(reconstructions):
             raise ValueError(f"originals {np.shape(originals)}, reconstructions {np.shape(reconstructions)}")
-        images = {"originals": pack_images(originals), "reconstructions": pack_images(reconstructions)}
     return made("attack", images=images, **fields)
 
 
@@ -221,16 +215,11 @@ def read_folder(*folders: pathlib.Path) -> list[dict[str, Any]]:
 def newest(records: Iterable[Mapping]) -> list[Any]:
     """Of a run that was resumed, and so left several records, the last: the others are parts of it."""
     records = list(records)
-    last: dict[str, Mapping] = {}
-    for record in sorted(of_kind(records, "train"), key=_age):
-        if record.get("run"):
-            last[record["run"]] = record
-    kept = {id(record) for record in last.values()}
-    return [r for r in records if r["kind"] != "train" or not r.get("run") or id(r) in kept]
-
-
-def _age(record: Mapping) -> tuple[str, int]:
-    return record["created"], record["metrics"]["steps"]
+    runs = [record for record in of_kind(records, "train") if record.get("run")]
+    # Those of one second in the order of their steps.
+    runs.sort(key=lambda record: (record["created"], record["metrics"]["steps"]))
+    last = {record["run"]: record for record in runs}
+    return [r for r in records if r["kind"] != "train" or not r.get("run") or last[r["run"]] is r]
 
 
 def of_kind(records: Iterable[Mapping], kind: str) -> list[Any]:

@@ -76,7 +76,8 @@ def train_record(
     config = run.config
     seconds_per_step = result.seconds / result.steps_timed if result.steps_timed else None
     batch_size = run.plan.expected_batch_size
-    return records.train_record(
+    return records.made(
+        "train",
         variant=variant_name(config) if variant is None else variant,
         seed=config.seed,
         config=config.options(),

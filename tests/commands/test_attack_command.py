@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxdp import atomic, cli
+from jaxdp import atomic, cli, records
 from jaxdp.attacks import Leak, Reconstruction, evaluate
 from jaxdp.intervals import wilson
 from jaxdp.laboratory import records as results
@@ -92,7 +92,7 @@ def test_table_record_and_figure_hold_every_row(model):
     assert len({len(line) for line in attack.table(rows).splitlines()}) == 1
     found = np.zeros((4, 8, 8, 1))
     for row in rows:
-        results.validate(attack.record(CONFIG, row, np.ones((4, 8, 8, 1)), found))
+        records.validate(attack.record(CONFIG, row, np.ones((4, 8, 8, 1)), found))
     looks = [{"sigma": s, "looks": 10, "right": wilson(1, 4), "chance": 0.1} for s in (1.0, 6.0)]
     pairs = [row | {"bound": 0.9, "worst case": wilson(3, 4), "real": wilson(2, 4)} for row in looks]
     assert len(attack.looks_table(looks, pairs).splitlines()) == 3

@@ -12,9 +12,9 @@ import synthetic_records as synthetic
 from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent
 from dp_accounting.rdp import RdpAccountant
 
-from jaxdp import atomic, cli
+from jaxdp import atomic, cli, records
 from jaxdp.accounting.ledger import Entry, Ledger, Sampling
-from jaxdp.laboratory import records
+from jaxdp.laboratory import records as results
 from jaxdp.laboratory.report import findings, page, tables
 
 
@@ -28,7 +28,7 @@ def test_a_record_comes_back_as_it_was_written(tmp_path, record):
     paths = [records.write(each, tmp_path / "new" / "folder") for each in (record, attack)]
     assert [records.read(path) for path in paths] == [record, attack]
     assert records.write(record, tmp_path / "new" / "folder") == paths[0]
-    assert sorted(records.read_folder(tmp_path / "new" / "folder"), key=str) == sorted(
+    assert sorted(results.read_folder(tmp_path / "new" / "folder"), key=str) == sorted(
         [record, attack], key=str
     )
     assert len(list((tmp_path / "new" / "folder").iterdir())) == 2  # nothing partial is left
@@ -43,7 +43,7 @@ def test_the_environment_says_what_ran(record):
 def test_numbers_that_json_cannot_hold(record):
     changed = synthetic.attack()
     metrics = {**changed["metrics"], "psnr": np.float32("inf"), "rmse": float("nan"), "labels": np.int64(3)}
-    made = records.attack_record(
+    made = results.attack_record(
         variant="fixed", seed=0, config={"path": synthetic.STEPS[0]}, stage=None, step=np.int32(1),
         leak_point="raw", attack="plain", noise_std=np.float32(0.5), knowledge="all", metrics=metrics,
     )  # fmt: skip
@@ -53,17 +53,17 @@ def test_numbers_that_json_cannot_hold(record):
 
 def test_images_come_back_to_half_a_grey_level():
     x = np.random.default_rng(0).random((3, 5, 4, 3))
-    back = records.unpack_images(records.pack_images(x))
+    back = results.unpack_images(results.pack_images(x))
     assert back.dtype == np.uint8
     np.testing.assert_allclose(back / 255, x, atol=0.5001 / 255)
-    wild = records.unpack_images(records.pack_images(np.array([np.nan, -1, 2.0]).reshape(1, 3, 1, 1)))
+    wild = results.unpack_images(results.pack_images(np.array([np.nan, -1, 2.0]).reshape(1, 3, 1, 1)))
     assert wild.ravel().tolist() == [0, 0, 255]
     for shape in ((3, 5, 4), (3, 5, 4, 2)):
         with pytest.raises(ValueError, match="images of shape"):
-            records.pack_images(np.zeros(shape))
-    for packed in ({}, {"shape": [1], "zlib": "!"}, {**records.pack_images(x), "shape": [2, 2]}):
+            results.pack_images(np.zeros(shape))
+    for packed in ({}, {"shape": [1], "zlib": "!"}, {**results.pack_images(x), "shape": [2, 2]}):
         with pytest.raises(ValueError, match="cannot be read"):
-            records.unpack_images(packed)
+            results.unpack_images(packed)
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_what_is_no_record_is_refused_by_name(tmp_path, record, change, words):
     assert not list(tmp_path.iterdir())
     (tmp_path / "bad.json").write_text(json.dumps(broken))
     with pytest.raises(ValueError, match=rf"bad\.json.*{words}"):
-        records.read_folder(tmp_path)
+        results.read_folder(tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"", b'{"schema": 1', b"[]", b"\xff\xfe"])
@@ -100,7 +100,7 @@ def test_corrupt_files(tmp_path, content):
 def test_empty_and_missing_folders(tmp_path):
     for folder in (tmp_path, tmp_path / "gone"):
         with pytest.raises(FileNotFoundError, match=str(folder)):
-            records.read_folder(folder)
+            results.read_folder(folder)
 
 
 def test_attacks_that_contradict_themselves():
@@ -113,9 +113,9 @@ def test_attacks_that_contradict_themselves():
         noise_std=0.0, knowledge="all", metrics=synthetic.attack()["metrics"],
     )  # fmt: skip
     with pytest.raises(ValueError, match="give both or neither"):
-        records.attack_record(**arguments, originals=np.zeros((1, 2, 2, 1)))
+        results.attack_record(**arguments, originals=np.zeros((1, 2, 2, 1)))
     with pytest.raises(ValueError, match=r"\(1, 2, 2, 1\)"):
-        records.attack_record(
+        results.attack_record(
             **arguments, originals=np.zeros((1, 2, 2, 1)), reconstructions=np.zeros((2, 2, 2, 1))
         )
 
@@ -285,7 +285,7 @@ def audit():
         "epsilon": 2.0,
         "violated": False,
     }
-    return records.audit_record(seed=1, config={}, confidence=0.95, findings=[finding], seconds=1.0)
+    return results.audit_record(seed=1, config={}, confidence=0.95, findings=[finding], seconds=1.0)
 
 
 def test_any_field_of_another_type_is_refused_by_name_or_read_without_harm(tmp_path):
@@ -302,7 +302,7 @@ def test_any_field_of_another_type_is_refused_by_name_or_read_without_harm(tmp_p
                 refused.add((record["kind"], *path))
                 continue
             together = [read, *(other for other in made if other["kind"] != read["kind"])]
-            together += [] if records.of_kind(together, "train") else [synthetic.train()]
+            together += [] if results.of_kind(together, "train") else [synthetic.train()]
             tables.table(together)
             findings.shown(together)
             page._header(together), page._statements(together), page._footer(together)
@@ -332,7 +332,7 @@ def test_a_run_that_was_resumed_counts_once(tmp_path):
     attack = synthetic.attack() | {"run": "a"}
     for record in (resumed, first, other, old, attack):
         records.write(record, tmp_path)
-    read = records.read_folder(tmp_path)
+    read = results.read_folder(tmp_path)
     assert first not in read and all(record in read for record in (resumed, other, old, attack))
     (row,) = tables.summary(read).to_dict("records")
     assert row["seeds"] == 3 and row["accuracy"] == pytest.approx((0.8 + 0.9 + 0.6) / 3)
@@ -357,7 +357,7 @@ def test_folders_of_a_run_and_of_its_attacks_are_read_together(tmp_path):
     records.write(synthetic.train(), tmp_path / "run")
     records.write(synthetic.attack(), tmp_path / "attack" / "records")
     (tmp_path / "attack" / "attack.json").write_text("{}")  # the summary that stands beside the records
-    read = records.read_folder(tmp_path / "run", tmp_path / "attack")
+    read = results.read_folder(tmp_path / "run", tmp_path / "attack")
     assert sorted(record["kind"] for record in read) == ["attack", "train"]
 
 

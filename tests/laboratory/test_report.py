@@ -13,9 +13,10 @@ import synthetic_records as synthetic
 from PIL import Image
 
 from jaxdp import cli
+from jaxdp import records as general
 from jaxdp.intervals import Interval
 from jaxdp.laboratory import records as results
-from jaxdp.laboratory.report import figures, tables
+from jaxdp.laboratory.report import elements, figures, tables
 from jaxdp.laboratory.report import page as report
 
 
@@ -150,6 +151,14 @@ def test_a_figure_without_data_is_left_out():
     assert "Privacy spent over steps" not in page and "What came back" not in page and "nan" not in page
 
 
+def test_curves_without_their_steps_are_not_drawn():
+    record = synthetic.train("fixed")
+    record["curves"]["step"] = None
+    general.validate(record)
+    assert figures.accuracy_over_steps([record]) == ""
+    assert figures.accuracy_over_steps([record, synthetic.train("linear")]).count("<svg") == 1
+
+
 def test_the_same_records_give_the_same_page(records, page):
     assert report.page(records) == page
 
@@ -177,7 +186,7 @@ def test_images_of_every_stage_are_shown(records):
     folded = re.findall(r"<details><summary>(\w+) in training</summary>(.*?)</details>", page)
     assert [stage for stage, _ in folded] == ["middle", "late"] and "noised, early in training</h3>" in page
     for stage, content in folded:
-        picture = figures.picture(np.rint(255 * shades[stage][0]).astype(np.uint8), "original")
+        picture = elements.picture(np.rint(255 * shades[stage][0]).astype(np.uint8), "original")
         assert picture in content
 
 
@@ -204,7 +213,7 @@ def test_one_seed_is_called_one_seed():
 
 def test_the_command(tmp_path, records, capsys):
     for record in records:
-        results.write(record, tmp_path / "records")
+        general.write(record, tmp_path / "records")
     arguments = [
         "report",
         "--records",

@@ -14,24 +14,15 @@ import jax
 import numpy as np
 import pytest
 
-from jaxdp import accounting, calibration, schedules
+from jaxdp import accounting, clipping, schedules
 from jaxdp.accounting.ledger import Sampling
 from jaxdp.intervals import median_interval, t_interval
-from jaxdp.laboratory.study import (
-    attacks,
-    page,
-    published,
-    trials,
-)
-from jaxdp.laboratory.study import (
-    claims as findings,
-)
-from jaxdp.laboratory.study import (
-    collected as records,
-)
+from jaxdp.laboratory.study import attacks, page, published, trials
+from jaxdp.laboratory.study import claims as findings
+from jaxdp.laboratory.study import collected as records
 from jaxdp.laboratory.study.setups import SELECTION_SEED, StudyConfig
-from jaxdp.training import program as training
-from jaxdp.training import run as runs
+from jaxdp.plan import Plan
+from jaxdp.training import configured
 from jaxdp.training.config import TrainConfig
 
 TINY = StudyConfig(
@@ -76,20 +67,20 @@ def test_runs_that_share_a_program_are_compiled_once_and_are_the_same_as_alone(t
         trials.Trial(variant="linear", epsilon=epsilon, learning_rate=rate, seed=seed)
         for epsilon, rate, seed in ((1.0, 0.5, 0), (4.0, 0.125, 3))
     ]
-    first, second = (workshop.train(trial) for trial in pair)
-    assert len(second.run.traces) == len(first.run.traces) == 1
-    alone = runs.train(second.config, dataset=workshop.dataset)
-    for a, b in zip(jax.tree.leaves(alone.state.params), jax.tree.leaves(second.state.params), strict=True):
+    (first_run, first), (second_run, second) = (workshop.train(trial) for trial in pair)
+    assert second_run.program is first_run.program and len(first_run.program.traces) == 1
+    alone = configured.build(second_run.config, dataset=workshop.dataset).train()
+    for a, b in zip(jax.tree.leaves(alone.params), jax.tree.leaves(second.params), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
     assert first.epsilon.value <= 1 and 3.99 < second.epsilon.value <= 4
-    assert second.run.noise_multiplier(0) < first.run.noise_multiplier(0)
+    assert second_run.plan.schedule(0) < first_run.plan.schedule(0)
 
 
 def test_a_run_is_not_adjusted_to_what_needs_another_program():
-    run = training.build(TrainConfig(data="breast_cancer", model="logistic", steps=20, noise_seed=0))
+    run = configured.build(TrainConfig.of(data="breast_cancer", model="logistic", steps=20, noise_seed=0))
     for name, value in {"l2_norm_clip": 0.5, "steps": 30, "schedule": "linear"}.items():
         with pytest.raises(ValueError, match=f"^{name}="):
-            run.adjusted(dataclasses.replace(run.config, **{name: value}))
+            run.adjusted(run.config.replace(**{name: value}))
 
 
 def test_validation_examples_are_not_trained_on_nor_tested(trained):
@@ -111,7 +102,7 @@ def test_a_record_from_before_an_option_existed_is_kept(trained, monkeypatch):
     )  # fmt: skip
     monkeypatch.setattr(workshop, "train", lambda trial: pytest.fail("trained again"))
     del record["settings"]["ema_decay"]
-    monkeypatch.setattr(trials.results, "read", lambda path: record)
+    monkeypatch.setattr(trials.records, "read", lambda path: record)
     assert workshop.record(trial) is record
     record["settings"]["steps"] += 1
     with pytest.raises(pytest.fail.Exception):
@@ -235,9 +226,8 @@ def test_the_matched_constant_spends_what_the_published_schedule_spends():
     assert config.schedule == "fixed"
 
     def spent(sigma):
-        plan = calibration.Plan(
-            schedule=sigma, steps=config.steps, sampling=Sampling(kind="poisson", rate=config.sampling_rate)
-        )
+        sampling = Sampling(kind="poisson", rate=config.sampling_rate)
+        plan = Plan(clipper=clipping.flat(1.0), noise_multiplier=sigma, sampler=sampling, steps=config.steps)
         claim = accounting.Claim(delta=1e-5, adjacency="add_or_remove_one", accountant=config.accountant)
         return accounting.epsilon(plan.ledger(), claim).value
 

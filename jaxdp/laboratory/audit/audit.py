@@ -22,6 +22,7 @@ model and this machine, and another attacker may do better.
 """
 
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Sequence
@@ -31,8 +32,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxdp import accounting, schedules
-from jaxdp import auditing as evidence
+from jaxdp import _validate, accounting, auditing, schedules
 from jaxdp.accounting import Epsilon, pld, reconstruction
 from jaxdp.accounting.ledger import Ledger
 from jaxdp.auditing import Rates
@@ -68,9 +68,9 @@ class Finding:
     claim: Epsilon
     epsilon: float
     confidence: float
-    gaussian: float | None
-    profile: tuple[float, float] | None
-    law: Law | None
+    gaussian: float | None = None
+    profile: tuple[float, float] | None = None
+    law: Law | None = None
     violated: bool
     detail: dict[str, Any]
     seconds: float
@@ -91,11 +91,9 @@ class Finding:
 
 def claimed(subject: Subject) -> tuple[Ledger, Epsilon]:
     """The ledger and the epsilon of the audited steps, as a run of this configuration states them."""
-    config = subject.config
-    ledger = subject.run.plan.ledger()
+    config, ledger = subject.config, subject.run.plan.ledger()
     claim = accounting.Claim(delta=config.delta, adjacency=config.adjacency)
-    epsilon = accounting.epsilon(ledger, claim, nominal=not ledger.private)
-    return ledger, epsilon
+    return ledger, accounting.epsilon(ledger, claim, nominal=not ledger.private)
 
 
 def statistics(
@@ -161,8 +159,7 @@ def direct(subject: Subject, key: Array, *, draws: int = 100_000, alpha: float =
     """
     if subject.canaries != 1:
         raise ValueError(f"canaries={subject.canaries}: the direct test is of one example")
-    if draws < 2:
-        raise ValueError(f"draws={draws}: must be >= 2, one to choose the rule and one to judge it")
+    _validate.whole(2, draws=draws)  # one to choose the rule and one to judge it
     began = time.perf_counter()
     ledger, claim = claimed(subject)
     adjacency = subject.config.adjacency
@@ -174,13 +171,12 @@ def direct(subject: Subject, key: Array, *, draws: int = 100_000, alpha: float =
         {name: values[:, 0] for name, values in statistics(observed, ledger, adjacency).items()}
         for observed in seen
     )
-    present["fitted"], absent["fitted"] = evidence.discriminant(*map(_features, seen))
+    present["fitted"], absent["fitted"] = auditing.discriminant(*map(_features, seen))
+    epsilon_of = functools.partial(auditing.epsilon_of_rates, delta=claim.delta)
     each = (1 - _LAW_SHARE) * alpha / 2
-    bound = evidence.distinguished(
-        present, absent, lambda h, f: evidence.epsilon_of_rates(h, f, claim.delta), each
-    )
-    epsilon = float(evidence.epsilon_of_rates(bound.least_hit_rate, bound.most_false_alarm_rate, claim.delta))
-    curve = evidence.distinguished(present, absent, evidence.distance_of_rates, each)
+    bound = auditing.distinguished(present, absent, epsilon_of, each)
+    epsilon = float(epsilon_of(bound.least_hit_rate, bound.most_false_alarm_rate))
+    curve = auditing.distinguished(present, absent, auditing.distance_of_rates, each)
     profile = None if claim.nominal else _profile(curve, ledger, adjacency)
     found = None if claim.nominal else _law(subject, seen, _LAW_SHARE * alpha)
     return Finding(
@@ -194,7 +190,11 @@ def direct(subject: Subject, key: Array, *, draws: int = 100_000, alpha: float =
         violated=epsilon > claim.value
         or (profile is not None and profile[0] > profile[1])
         or (found is not None and found.departs),
-        detail={"draws": draws, "bound": _detail(bound), "curve": _detail(curve)},
+        detail={
+            "draws": draws,
+            "bound": bound._asdict() | {"rule": bound.rule._asdict()},
+            "curve": curve._asdict() | {"rule": curve.rule._asdict()},
+        },
         seconds=time.perf_counter() - began,
     )
 
@@ -213,15 +213,10 @@ def _law(subject: Subject, seen: Sequence[Observation], alpha: float) -> Law:
     return law.examine(np.concatenate([observed.noise for observed in seen]) / drawn[None, :, None], alpha)
 
 
-def _detail(rates: Rates) -> dict[str, Any]:
-    return {**rates._asdict(), "rule": rates.rule._asdict()}
-
-
 def _profile(rates: Rates, ledger: Ledger, adjacency: str) -> tuple[float, float]:
     """The hit rate that was reached, and the one that the claimed steps allow."""
-    allowed = 1.0
-    if 0 < rates.most_false_alarm_rate < 1:
-        allowed = reconstruction.bound(ledger, rates.most_false_alarm_rate, adjacency=adjacency)
+    alarms = rates.most_false_alarm_rate
+    allowed = reconstruction.bound(ledger, alarms, adjacency=adjacency) if 0 < alarms < 1 else 1.0
     return rates.least_hit_rate, allowed
 
 
@@ -229,7 +224,7 @@ def _if_gaussian(rates: Rates, ledger: Ledger, delta: float) -> float | None:
     """Epsilon of the Gaussian mechanism that the rates amount to, for steps without sampling."""
     if not ledger.private or any(entry.sampling.rate < 1 for entry in ledger.entries):
         return None
-    distance = float(evidence.distance_of_rates(rates.least_hit_rate, rates.most_false_alarm_rate))
+    distance = float(auditing.distance_of_rates(rates.least_hit_rate, rates.most_false_alarm_rate))
     return pld.gaussian_epsilon(distance, delta) if distance > 0 else 0.0
 
 
@@ -248,19 +243,14 @@ def one_run(subject: Subject, key: Array, *, alpha: float = 0.05) -> Finding:
     ledger, claim = claimed(subject)
     coins, run_key = jax.random.split(key)
     included = np.asarray(jax.random.bernoulli(coins, 0.5, (subject.canaries,)))
-    observed = canaries.draws(subject, run_key, included, 1)
-    scores = {
-        name: values[0] for name, values in statistics(observed, ledger, subject.config.adjacency).items()
-    }
-    found = evidence.guessed(scores, included, claim.delta, alpha)
+    seen = statistics(canaries.draws(subject, run_key, included, 1), ledger, subject.config.adjacency)
+    scores = {name: values[0] for name, values in seen.items()}
+    found = auditing.guessed(scores, included, claim.delta, alpha)
     return Finding(
         method="one_run",
         claim=claim,
         epsilon=found.epsilon,
         confidence=1 - alpha,
-        gaussian=None,
-        profile=None,
-        law=None,
         violated=found.epsilon > claim.value,
         detail={"canaries": subject.canaries, "included": int(included.sum()), **found._asdict()},
         seconds=time.perf_counter() - began,

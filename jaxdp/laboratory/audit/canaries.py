@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
 from jaxdp import gradients, models
-from jaxdp._privatize import PrivatizeState
+from jaxdp._privatize import privatize_state
 from jaxdp.data import Dataset
 from jaxdp.sampling import Sampler
 from jaxdp.training import configured
@@ -80,38 +80,22 @@ class Subject:
 
 
 def classifier(canaries: int, slots: int) -> models.Model:
-    """The model: logits from four tensors, the first `canaries` slots with constant logits.
-
-    Args:
-      canaries: slots whose inputs give zero logits, with the gradient left as it is.
-      slots: length of an input.
-    """
+    """The model: logits from four tensors; inputs in the first `canaries` slots give zero."""
     weights = jnp.asarray([1.0, 0.5])  # of the positions of the sequence
     direction = jnp.linspace(-1.0, 1.0, _CLASSES)
-    params = {
-        "kernel": jnp.zeros((slots, _CLASSES)),
-        "sequence": jnp.zeros((slots, _CLASSES)),
-        "scale": jnp.zeros(slots),
-        "table": jnp.zeros((slots, _CLASSES)),
-    }
+    params = {name: jnp.zeros((slots, _CLASSES)) for name in ("kernel", "sequence", "table")}
+    params["scale"] = jnp.zeros(slots)
 
     def one(params, x):
         positions = (weights[:, None] * x[None, :]) @ params["sequence"]
         gathered = params["table"][jnp.argmax(jnp.abs(x))] * jnp.sum(x)
-        logits = (
-            (x[None, :] @ params["kernel"])[0]
-            + weights @ positions
-            + jnp.sum(x * params["scale"]) * direction
-            + gathered
-        )
+        once = (x[None, :] @ params["kernel"])[0]
+        logits = once + weights @ positions + jnp.sum(x * params["scale"]) * direction + gathered
         constant = logits - jax.lax.stop_gradient(logits)
         return jnp.where(jnp.any(x[:canaries] != 0), constant, logits)
 
-    def apply(params, x):
-        flat = x.reshape(-1, slots)
-        return jax.vmap(one, in_axes=(None, 0))(params, flat).reshape(*x.shape[:-1], _CLASSES)
-
-    return models.Model(lambda params, x: one(params, x) if x.ndim == 1 else apply(params, x), params)
+    batched = jax.vmap(one, in_axes=(None, 0))
+    return models.Model(lambda params, x: (one if x.ndim == 1 else batched)(params, x), params)
 
 
 def _dataset(canaries: int, slots: int, background: int, opposed: int) -> Dataset:
@@ -127,14 +111,9 @@ def _dataset(canaries: int, slots: int, background: int, opposed: int) -> Datase
     y = np.zeros(len(x), np.int32)
     y[canaries + opposed :] = rng.integers(0, _CLASSES, background)
     return Dataset(
-        name="canaries",
-        train_x=x,
-        train_y=y,
-        test_x=x[-1:],
-        test_y=y[-1:],
-        classes=tuple(str(label) for label in range(_CLASSES)),
-        preprocessing="none",
-    )
+        name="canaries", train_x=x, train_y=y, test_x=x[-1:], test_y=y[-1:],
+        classes=tuple(map(str, range(_CLASSES))), preprocessing="none",
+    )  # fmt: skip
 
 
 def _only(sampler: Sampler, rows: Bool[Array, " n"]) -> Sampler:
@@ -145,12 +124,6 @@ def _only(sampler: Sampler, rows: Bool[Array, " n"]) -> Sampler:
         return drawn._replace(mask=drawn.mask & rows[drawn.indices])
 
     return dataclasses.replace(sampler, draw=draw)
-
-
-def _noise_state(state: TrainState) -> PrivatizeState:
-    """What `privatize` owns of the state: the runs audited here are private ones."""
-    assert state.private is not None
-    return state.private
 
 
 def _slots_first(tree: PyTree) -> list[Float[Array, "slots width"]]:
@@ -191,11 +164,9 @@ def subject(
     sizes = np.where(np.arange(len(dataset.train_x)) < canaries, magnitude, 1.0).astype(np.float32)
     sizes[canaries : canaries + opposed] = MAGNITUDE / 2
     labels = jnp.asarray(dataset.train_y)
-    batch_size = run.plan.expected_batch_size
 
     def observe(key, present):
-        others = jnp.ones(len(sizes) - canaries, bool)
-        rows = jnp.concatenate([present, others])
+        rows = jnp.concatenate([present, jnp.ones(len(sizes) - canaries, bool)])
         inputs = jnp.where(rows, 1.0, _ABSENT_INPUT[config.adjacency])[:, None] * dataset.train_x
         x = jnp.where(dataset.train_x != 0, inputs * sizes[:, None], 0.0)
         sampler = run.plan.batches
@@ -203,39 +174,37 @@ def subject(
             sampler = _only(sampler, rows)
         audited = configured.build(config, dataset=dataset, network=model, sampler=sampler)
         sample_key, noise_key = jax.random.split(key)
-        first = start.with_private(_noise_state(start)._replace(key=noise_key))
+        first = start.with_private(privatize_state(start.opt_state)._replace(key=noise_key))
         first = first._replace(sample_key=sample_key)
 
         def step(state, _):
             after = audited.step(state, (x, labels))
-            released = jax.tree.map(lambda a, b: batch_size * (a - b), state.params, after.params)
-            return after, _observed(
-                run, reference, canaries, released, _noise_state(state), _noise_state(after)
-            )
+            return after, _observed(run, reference, canaries, state, after)
 
         return jax.lax.scan(step, first, None, length=config.steps)[1]
 
     return Subject(config=config, canaries=canaries, run=run, observe=observe)
 
 
-def _observed(
-    run: Run, reference, canaries: int, released: PyTree, before: PrivatizeState, after: PrivatizeState
-) -> Observation:
+def _observed(run: Run, reference, canaries: int, before: TrainState, after: TrainState) -> Observation:
     """What the auditor keeps of one step: of the noised sum, and of what the clipper has released."""
-    noised, contribution = _slots_first(released), reference(before.clip, before.step)
+    clipper, private = run.plan.clipper, privatize_state(before.opt_state)
+    assert clipper is not None
+    size = run.plan.expected_batch_size
+    released = jax.tree.map(lambda a, b: size * (a - b), before.params, after.params)
+    noised, contribution = _slots_first(released), reference(private.clip, private.step)
     products = jnp.stack([n[:canaries] @ c for n, c in zip(noised, contribution, strict=True)], axis=1)
     squares = jnp.stack([c @ c for c in contribution])
     sensitivity = jnp.sqrt(squares.sum())
-    assert run.plan.clipper is not None
+    public = jax.tree.leaves(privatize_state(after.opt_state).clip)
     return Observation(
         along=products.sum(axis=1) / squares.sum(),
         by_tensor=products / squares[None],
         energy=sum((jnp.sum(n**2) for n in noised), jnp.zeros(())) / sum(n.size for n in noised),
         slot=jnp.concatenate([n[0] for n in noised]) / sensitivity,
-        noise=jnp.concatenate([n[-1] for n in noised])
-        / (sensitivity * run.plan.clipper.noise_to_sensitivity),
+        noise=jnp.concatenate([n[-1] for n in noised]) / (sensitivity * clipper.noise_to_sensitivity),
         # never empty, which lax.map does not take in chunks
-        released=jnp.concatenate([jnp.zeros(1), *(leaf.reshape(-1) for leaf in jax.tree.leaves(after.clip))]),
+        released=jnp.concatenate([jnp.zeros(1), *map(jnp.ravel, public)]),
     )
 
 

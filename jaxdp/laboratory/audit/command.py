@@ -4,17 +4,21 @@ Exit code 0 where every claim stands, 1 where one is refuted.  An audit refutes 
 """
 
 import dataclasses
+import itertools
 import json
 import pathlib
 import time
-from typing import Any, Literal
+from collections import Counter
+from typing import Any, Literal, NamedTuple
 
 import jax
 
+from jaxdp import _validate, records
 from jaxdp._privatize import entropy_key
-from jaxdp.laboratory import records
 from jaxdp.laboratory.audit import audit, canaries
 from jaxdp.laboratory.audit.audit import Finding
+from jaxdp.laboratory.console import line
+from jaxdp.laboratory.records import audit_record
 from jaxdp.training.config import TrainConfig
 
 Mechanism = Literal[
@@ -80,20 +84,16 @@ class Config:
     """Print the record instead of the table."""
 
     def __post_init__(self):
-        if not 0 < self.confidence < 1:
-            raise ValueError(f"confidence={self.confidence}: must lie in (0, 1)")
-        for name, least in (("draws", 2), ("canaries", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}={getattr(self, name)}: must be >= {least}")
+        _validate.between(0, 1, confidence=self.confidence)
+        _validate.whole(2, draws=self.draws)
+        _validate.whole(canaries=self.canaries)
+        _validate.positive(noise_multiplier=self.noise_multiplier)
         for name in ("mechanisms", "sigmas", "methods"):
             if not getattr(self, name):
                 raise ValueError(f"{name}=(): nothing to audit")
-        if not self.noise_multiplier > 0:
-            raise ValueError(f"noise_multiplier={self.noise_multiplier}: must be > 0")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Row:
+class Row(NamedTuple):
     """One audit of the table."""
 
     mechanism: Mechanism
@@ -104,37 +104,29 @@ class Row:
 
 def rows(config: Config) -> list[Row]:
     """All combinations, as the training runs that are audited."""
-    sigma: dict[Sigma, dict[str, Any]] = {
-        "fixed": dict(schedule="fixed", noise_multiplier=config.noise_multiplier),
-        "dynamic": dict(
-            schedule="linear", start=1.5 * config.noise_multiplier, end=0.75 * config.noise_multiplier
-        ),
+    sigma = config.noise_multiplier
+    schedules: dict[Sigma, dict[str, Any]] = {
+        "fixed": dict(schedule="fixed", noise_multiplier=sigma),
+        "dynamic": dict(schedule="linear", start=1.5 * sigma, end=0.75 * sigma),
     }
     common: dict[str, Any] = dict(
-        delta=config.delta,
-        adjacency=config.adjacency,
-        accountant="pld",
+        delta=config.delta, adjacency=config.adjacency, accountant="pld", learning_rate=1.0,
         noise_seed=0,  # replaced by the audit's own keys
-        learning_rate=1.0,
-    )
+    )  # fmt: skip
     found = []
-    for mechanism in config.mechanisms:
-        for name in config.sigmas:
-            for method in config.methods:
-                lengths = _DIRECT[name] | {"microbatch_size": 3} if method == "direct" else _ONE_RUN
-                run = TrainConfig.of(**common, **sigma[name], **MECHANISMS[mechanism], **lengths)
-                found.append(Row(mechanism=mechanism, sigma=name, method=method, config=run))
+    for mechanism, name, method in itertools.product(config.mechanisms, config.sigmas, config.methods):
+        lengths = _DIRECT[name] | {"microbatch_size": 3} if method == "direct" else _ONE_RUN
+        run = TrainConfig.of(**common, **schedules[name], **MECHANISMS[mechanism], **lengths)
+        found.append(Row(mechanism=mechanism, sigma=name, method=method, config=run))
     return found
 
 
 def alphas(table: list[Row], confidence: float) -> dict[str, float]:
     """The probability of error of a row, by method: together they make up 1 - confidence."""
-    counts = {method: sum(row.method == method for row in table) for method in audit.METHODS}
     shares = {"direct": _DIRECT_SHARE, "one_run": 1 - _DIRECT_SHARE}
-    whole = sum(shares[method] for method, count in counts.items() if count)
-    return {
-        method: (1 - confidence) * shares[method] / whole / count for method, count in counts.items() if count
-    }
+    counts = Counter(row.method for row in table)
+    whole = sum(shares[method] for method in counts)
+    return {method: (1 - confidence) * shares[method] / whole / count for method, count in counts.items()}
 
 
 def audited(row: Row, config: Config, key: jax.Array, alpha: float) -> Finding:
@@ -148,33 +140,25 @@ def audited(row: Row, config: Config, key: jax.Array, alpha: float) -> Finding:
     return audit.direct(subject, key, draws=runs, alpha=alpha)
 
 
-_HEAD = (
-    f"{'mechanism':<20}{'sigma':<9}{'method':<9}{'claimed':>9}{'bound':>8}{'share':>7}{'if Gaussian':>13}"
-    f"{'confidence':>12}{'s':>7}  verdict"
-)
+_WIDTHS = {
+    "mechanism": -20, "sigma": -9, "method": -9, "claimed": 9, "bound": 8, "share": 7, "if Gaussian": 13,
+    "confidence": 12, "s": 7, "  verdict": -9,
+}  # fmt: skip
 
 
 def _line(row: Row, found: Finding) -> str:
-    claim = f"{found.claim.value:.3f}" + ("*" if found.claim.nominal else "")
-    gaussian = "" if found.gaussian is None else f"{found.gaussian:.3f}"
-    return (
-        f"{row.mechanism:<20}{row.sigma:<9}{row.method:<9}{claim:>9}{found.epsilon:>8.3f}"
-        f"{found.ratio:>7.2f}{gaussian:>13}{100 * found.confidence:>11.2f}%{found.seconds:>7.1f}"
-        f"  {found.verdict}"
-    )
+    cells = [row.mechanism, row.sigma, row.method, f"{found.claim.value:.3f}{'*' * found.claim.nominal}"]
+    cells += [f"{found.epsilon:.3f}", f"{found.ratio:.2f}"]
+    cells.append("" if found.gaussian is None else f"{found.gaussian:.3f}")
+    cells += [f"{100 * found.confidence:.2f}%", f"{found.seconds:.1f}", f"  {found.verdict}"]
+    return line(_WIDTHS, cells).rstrip()
 
 
 def _entry(row: Row, found: Finding) -> dict:
-    lengths = ("steps", "sampling", "sampling_rate")
-    return {
-        "mechanism": row.mechanism,
-        "sigma": row.sigma,
-        **{name: getattr(row.config, name) for name in lengths},
-        **dataclasses.asdict(found),
-        "law": None if found.law is None else found.law._asdict(),
-        "ratio": found.ratio,
-        "verdict": found.verdict,
-    }
+    lengths = {name: getattr(row.config, name) for name in ("steps", "sampling", "sampling_rate")}
+    law = None if found.law is None else found.law._asdict()
+    said = {"law": law, "ratio": found.ratio, "verdict": found.verdict}
+    return {"mechanism": row.mechanism, "sigma": row.sigma} | lengths | dataclasses.asdict(found) | said
 
 
 def run(config: Config) -> int:
@@ -184,20 +168,17 @@ def run(config: Config) -> int:
     alpha = alphas(table, config.confidence)
     key = entropy_key() if config.seed is None else jax.random.key(config.seed)
     if not config.json:
-        print(_HEAD)
+        print(line(_WIDTHS, list(_WIDTHS)))
     entries = []
     for number, row in enumerate(table):
         found = audited(row, config, jax.random.fold_in(key, number), alpha[row.method])
         entries.append(_entry(row, found))
         if not config.json:
             print(_line(row, found), flush=True)
-    record = records.audit_record(
-        seed=config.seed,
-        config=dataclasses.asdict(config),
-        confidence=config.confidence,
-        findings=entries,
-        seconds=time.perf_counter() - began,
-    )
+    record = audit_record(
+        seed=config.seed, config=dataclasses.asdict(config), confidence=config.confidence,
+        findings=entries, seconds=time.perf_counter() - began,
+    )  # fmt: skip
     path = records.write(record, config.output)
     if config.json:
         print(json.dumps(record, allow_nan=False))

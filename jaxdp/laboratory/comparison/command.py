@@ -4,7 +4,7 @@ import dataclasses
 import pathlib
 import time
 
-from jaxdp.laboratory import records
+from jaxdp import records
 from jaxdp.laboratory.comparison.comparison import CompareConfig
 
 

@@ -16,8 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from jaxdp import data, models, schedules
-from jaxdp.attacks import public_knowledge
+from jaxdp import _validate, data, models, schedules
 from jaxdp.laboratory.comparison.exposure import Bench, Case, noise_scales, relative_noise
 from jaxdp.training import configured
 from jaxdp.training.config import TrainConfig
@@ -27,6 +26,11 @@ from jaxdp.training.run import TrainResult
 VARIANTS = ("non_private", "fixed", *schedules.DYNAMIC, "l2_max")
 STAGES = {"early": 0.05, "middle": 0.5, "late": 1.0}
 _TIMED_STEPS, _TIMED_ROUNDS = 10, 5
+# Options of a comparison that its training runs have as they are.
+_SHARED = (
+    *("data", "image_size", "model", "activation"),
+    *("delta", "l2_norm_clip", "steps", "sampling_rate"),
+)
 Snapshots = dict[str, tuple[int, PyTree]]
 Trained = tuple[configured.Run, TrainResult]
 
@@ -69,11 +73,11 @@ class CompareConfig:
     """Iterations of each attack: few, so that a comparison is quick; `jaxdp attack` takes more."""
 
     def __post_init__(self):
-        for name in ("seeds", "steps", "victims", "batch_size", "attack_iterations"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: must be >= 1")
-        if self.steps < 20:
-            raise ValueError(f"steps={self.steps}: early, middle and late need at least 20")
+        _validate.whole(
+            seeds=self.seeds, victims=self.victims, batch_size=self.batch_size,
+            attack_iterations=self.attack_iterations,
+        )  # fmt: skip
+        _validate.whole(20, steps=self.steps)  # for early, middle and late
         if self.victims % self.batch_size:
             raise ValueError(f"victims={self.victims}: must be a multiple of batch_size={self.batch_size}")
 
@@ -83,18 +87,12 @@ def train_config(config: CompareConfig, variant: str, seed: int) -> TrainConfig:
     clipped = variant not in ("non_private", "l2_max")
     schedule = {"non_private": "none", "l2_max": "fixed"}.get(variant, variant)
     # Names of any spelling: those that do not exist are refused when the run is built.
-    named: dict[str, Any] = dict(model=config.model, activation=config.activation, schedule=schedule)
+    shared: dict[str, Any] = {name: getattr(config, name) for name in _SHARED}
     return TrainConfig.of(
-        data=config.data,
-        image_size=config.image_size,
-        **named,
+        **shared | {"schedule": schedule},
         target_epsilon=None if schedule == "none" else config.target_epsilon,
         clipping="l2_max" if variant == "l2_max" else "flat",
-        l2_norm_clip=config.l2_norm_clip,
-        steps=config.steps,
-        sampling_rate=config.sampling_rate,
         learning_rate=config.learning_rate if clipped else config.unclipped_learning_rate,
-        delta=config.delta,
         accountant="pld",  # over few steps RDP asks more of one schedule than of another
         evaluate_every=config.steps // 20,
         seed=seed,
@@ -143,26 +141,6 @@ def time_steps(finished: dict[str, Trained]) -> dict[str, dict[str, float]]:
     }
 
 
-def bench(config: CompareConfig, dataset: data.Dataset) -> Bench:
-    """The victims, the attacker's public images and the loss of a comparison."""
-    model = configured.model(train_config(config, "non_private", 0), dataset)
-    n, known = config.victims, 512
-    return Bench(
-        loss_fn=models.cross_entropy(model),
-        x=np.asarray(dataset.to_float(dataset.test_x[:n])),
-        y=np.asarray(dataset.test_y[:n]),
-        public=public_knowledge(
-            np.asarray(dataset.to_float(dataset.train_x[:known])),
-            np.asarray(dataset.train_y[:known]),
-            classes=len(dataset.classes),
-        ),
-        classes=len(dataset.classes),
-        l2_norm_clip=config.l2_norm_clip,
-        iterations=config.attack_iterations,
-        settings=dataclasses.asdict(config),
-    )
-
-
 def leaking(
     bench: Bench, first: dict[str, Trained], snapshots: dict[str, Snapshots], batch_size: int
 ) -> dict[str, list[Case]]:
@@ -171,20 +149,15 @@ def leaking(
     Noise is what the variant's next step would add.
     """
     cases: dict[str, list[Case]] = {"unnoised": [], "noised": [], "batch": []}
-    alone = np.zeros(len(bench.x), np.float32)
+    nothing = np.zeros(len(bench.x), np.float32)
     for variant, stages in snapshots.items():
         sigma = first[variant][0].plan.schedule
         clip = "none" if variant in ("non_private", "l2_max") else "flat"
         for stage, (step, params) in stages.items():
             case = Case(
-                variant=variant,
-                stage=stage,
-                step=step,
-                params=params,
-                point="raw",
-                clip="none",
-                noise_std=alone,
-            )
+                variant=variant, stage=stage, step=step, params=params, point="raw", clip="none",
+                noise_std=nothing,
+            )  # fmt: skip
             cases["unnoised"].append(case)
             if sigma is None:
                 continue
@@ -220,9 +193,8 @@ def attack(
         found, settings = groups[name]
         began = time.perf_counter()
         records = bench.expose(found, **settings)
-        log(
-            f"attacked {len(found) * len(bench.x):>4} victims, {name}, in {time.perf_counter() - began:.0f} s"
-        )
+        seconds = time.perf_counter() - began
+        log(f"attacked {len(found) * len(bench.x):>4} victims, {name}, in {seconds:.0f} s")
         return records
 
     return [record for records in _at_once(expose, groups) for record in records]
@@ -235,16 +207,10 @@ def _at_once(function: Callable[[str], Any], names) -> list[Any]:
 
 
 def compare(config: CompareConfig, log: Callable[[str], Any] = print) -> list[dict[str, Any]]:
-    """Trains, times and attacks every variant; returns all records.
-
-    Args:
-      config: what to compare.
-      log: called with a line at each part that is done.
-    """
+    """Trains, times and attacks every variant, and logs a line at each part that is done; all records."""
     dataset = data.load(config.data, size=config.image_size)
-    done = dict(
-        zip(VARIANTS, _at_once(lambda v: train_variant(config, v, dataset, log), VARIANTS), strict=True)
-    )
+    trained = _at_once(lambda variant: train_variant(config, variant, dataset, log), VARIANTS)
+    done = dict(zip(VARIANTS, trained, strict=True))
     first = {variant: trained[0] for variant, (trained, _) in done.items()}
     timings = time_steps(first)
     records = [
@@ -252,7 +218,10 @@ def compare(config: CompareConfig, log: Callable[[str], Any] = print) -> list[di
         for variant, (trained, _) in done.items()
         for run, result in trained
     ]
-    shared = bench(config, dataset)
-    cases = leaking(shared, first, {v: snapshots for v, (_, snapshots) in done.items()}, config.batch_size)
-    fresh = configured.model(train_config(config, "non_private", 0), dataset).params
-    return records + attack(config, shared, cases, fresh, log)
+    fresh = configured.model(train_config(config, "non_private", 0), dataset)
+    bench = Bench.of(
+        dataset, models.cross_entropy(fresh), victims=config.victims, l2_norm_clip=config.l2_norm_clip,
+        iterations=config.attack_iterations, settings=dataclasses.asdict(config),
+    )  # fmt: skip
+    cases = leaking(bench, first, {v: snapshots for v, (_, snapshots) in done.items()}, config.batch_size)
+    return records + attack(config, bench, cases, fresh.params, log)

@@ -2,17 +2,19 @@
 
 import json
 import pathlib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 
 import jax
 import numpy as np
 from tyro.conf import OmitArgPrefixes
 
-from jaxdp import _validate, atomic, data, models
+from jaxdp import _validate, atomic, data, models, records
 from jaxdp.attacks import metrics, public_knowledge
-from jaxdp.laboratory import records as results
+from jaxdp.laboratory.console import line
 from jaxdp.laboratory.leakage import forecast, origin, picture, sweep
 from jaxdp.laboratory.leakage.sweep import MEANING, Model, Settings, break_down
+from jaxdp.laboratory.records import attack_record
 from jaxdp.training import configured
 
 _SHOWN = 5  # images kept in a record
@@ -61,18 +63,19 @@ class Config:
 
     def flat(self) -> dict:
         """Every option by its name."""
-        own = {"label_sigmas": self.label_sigmas, "output": self.output, "progress": self.progress}
-        return asdict(self.target) | asdict(self.settings) | own
+        options = asdict(self)
+        return options.pop("target") | options.pop("settings") | options
 
 
 def _fresh(target: Target, seed: int):
-    """Data, network, parameters, description and step of a fresh model."""
+    """Data, network, parameters and step of a fresh model."""
     dataset = data.load(target.data)
-    if len(dataset.input_shape) == 3:
+    images = len(dataset.input_shape) == 3
+    if images:
         dataset = data.resized(dataset, target.image_size)
     elif dataset.public_preprocessing:
         dataset = data.standardized(dataset)
-    name = target.model or ("lenet" if len(dataset.input_shape) == 3 else "mlp")
+    name = target.model or ("lenet" if images else "mlp")
     made = models.create(
         name, jax.random.key(seed), input_shape=dataset.input_shape, classes=len(dataset.classes),
         activation=target.activation,
@@ -85,8 +88,7 @@ def _trained(folder: pathlib.Path):
     """The same of the newest checkpoint."""
     if not folder.is_dir():
         raise ValueError(f"checkpoint={str(folder)!r}: no such folder")
-    inside = folder / "checkpoints"
-    run, state, _ = configured.from_checkpoint(inside if inside.is_dir() else folder)
+    run, state, _ = configured.from_checkpoint(origin.checkpoints(folder))
     step = int(state.step)
     return run.dataset, run.model, state.params, f"{run.config.model} after {step} steps", step
 
@@ -95,37 +97,32 @@ def load(target: Target, settings: Settings) -> tuple[Model, str, int]:
     """What is attacked, its description, and the steps it was trained for."""
     given = _fresh(target, settings.seed) if target.checkpoint is None else _trained(target.checkpoint)
     dataset, network, params, described, step = given
-    known = slice(0, target.public)
-    floats = lambda x: np.asarray(dataset.to_float(x))  # noqa: E731
-    train_x = floats(dataset.train_x[: max(2048, target.public)])
+    held, seen, known = max(1024, settings.victims), max(2048, target.public), slice(0, target.public)
+    train_x = np.asarray(dataset.to_float(dataset.train_x[:seen]))
+    classes = len(dataset.classes)
     model = Model(
         loss_fn=models.cross_entropy(network),
         params=params,
-        x=floats(dataset.test_x[: max(1024, settings.victims)]),
-        y=np.asarray(dataset.test_y[: max(1024, settings.victims)]),
+        x=np.asarray(dataset.to_float(dataset.test_x[:held])),
+        y=np.asarray(dataset.test_y[:held]),
         train_x=train_x,
-        train_y=np.asarray(dataset.train_y[: len(train_x)]),
-        public=public_knowledge(train_x[known], dataset.train_y[known], classes=len(dataset.classes)),
-        classes=len(dataset.classes),
+        train_y=np.asarray(dataset.train_y[:seen]),
+        public=public_knowledge(train_x[known], dataset.train_y[known], classes=classes),
+        classes=classes,
     )
     return model, f"{described}, {dataset.name} {list(dataset.input_shape)}", step
 
 
-def table(rows: list[dict], criterion: metrics.Criterion = metrics.IMAGES) -> str:
+def table(rows: Sequence[dict], criterion: metrics.Criterion = metrics.IMAGES) -> str:
     """The rows as text."""
     exact, seen = f"exact (<{criterion.exact:g})", f"recognisable (<{criterion.recognisable:g})"
-    head = (
-        f"{'leak':<14}{'attack':<11}{'sigma':>8}{exact:>19}{seen:>22}"
-        f"{'RMSE':>8}{'SSIM':>7}{'gain':>7}{'labels':>8}{'ticks':>7}{'s':>7}"
-    )
-    lines = [head]
+    widths = {"leak": -14, "attack": -11, "sigma": 8, exact: 19, seen: 22, "RMSE": 8}
+    widths |= {"SSIM": 7, "gain": 7, "labels": 8, "ticks": 7, "s": 7}
+    lines = [line(widths, list(widths))]
     for row in rows:
-        ssim, labels = (_number(row.get(name)) for name in ("ssim", "labels"))
-        lines.append(
-            f"{row['leak']:<14}{row['attack']:<11}{row['sigma']:>8g}{row['exact']!s:>19}"
-            f"{row['recognisable']!s:>22}{row['rmse']:>8.3f}{ssim:>7}"
-            f"{row['gain']:>7.2f}{labels:>8}{row['iterations']:>7.0f}{row['seconds']:>7.1f}"
-        )
+        cells = [row["leak"], row["attack"], f"{row['sigma']:g}", row["exact"], row["recognisable"]]
+        cells += [f"{row['rmse']:.3f}", *(_number(row.get(name)) for name in ("ssim", "gain", "labels"))]
+        lines.append(line(widths, [*cells, f"{row['iterations']:.0f}", f"{row['seconds']:.1f}"]))
     return "\n".join(lines)
 
 
@@ -136,33 +133,28 @@ def _number(value: float | None) -> str:
 
 def looks_table(labels: list[dict], candidates: list[dict]) -> str:
     """Labels and candidates after several looks as text."""
-    head = f"{'sigma':>6}{'looks':>7}{'label':>19}{'candidate (worst)':>21}{'(real)':>19}{'bound':>8}"
-    lines = [head]
-    for label, candidate in zip(labels, candidates, strict=True):
-        lines.append(
-            f"{label['sigma']:>6g}{label['looks']:>7}{label['right']!s:>19}{candidate['worst case']!s:>21}"
-            f"{candidate['real']!s:>19}{candidate['bound']:>8.2f}"
-        )
+    widths = {"sigma": 6, "looks": 7, "label": 19, "candidate (worst)": 21, "(real)": 19, "bound": 8}
+    lines = [line(widths, list(widths))]
+    for label, found in zip(labels, candidates, strict=True):
+        cells = [f"{label['sigma']:g}", label["looks"], label["right"], found["worst case"], found["real"]]
+        lines.append(line(widths, [*cells, f"{found['bound']:.2f}"]))
     return "\n".join(lines)
 
 
 def record(config: Config, row: dict, originals: np.ndarray, found: np.ndarray, step: int = 0) -> dict:
     """One row, of a model after `step` steps, as a record."""
-    images, threshold = {}, metrics.TABULAR.recognisable
+    images, criterion = {}, metrics.TABULAR
     if originals.ndim == 4:
-        threshold = metrics.IMAGES.recognisable
-        shown = min(_SHOWN, len(found))
-        images = {"originals": originals[:shown], "reconstructions": found[:shown]}
-    tied: dict = {"variant": "attack", "stage": None}
-    subject: dict = {}
+        criterion, shown = metrics.IMAGES, slice(0, min(_SHOWN, len(found)))
+        images = {"originals": originals[shown], "reconstructions": found[shown]}
+    tied: dict = {"variant": "attack", "stage": None, "config": {}}
     if config.target.checkpoint is not None:
         tied = origin.fields(origin.run_config(config.target.checkpoint), step, row["sigma"])
-        subject = tied.pop("config")
-    return results.attack_record(
-        **tied, seed=config.settings.seed, config=config.flat() | subject, step=step,
-        leak_point=row["leak"], attack=row["attack"], noise_std=row["noise_std"], knowledge=row["knowledge"],
-        metrics=row | {"success": row["recognisable"], "threshold": threshold},
-        **images,
+    own = {name: row[name] for name in ("attack", "noise_std", "knowledge")}
+    return attack_record(
+        **tied | own | images | {"config": config.flat() | tied["config"]},
+        seed=config.settings.seed, step=step, leak_point=row["leak"],
+        metrics=row | {"success": row["recognisable"], "threshold": criterion.recognisable},
     )  # fmt: skip
 
 
@@ -171,25 +163,22 @@ def run(config: Config) -> None:
     model, described, step = load(config.target, config.settings)
     settings = _with_own_noise(config, step)
     print(f"{described}; clip C = {settings.l2_norm_clip:g}", flush=True)
-    rows, images = [], []
-    for row, found in sweep.sweep(model, settings, config.progress):
-        rows.append(row)
-        images.append(found)
+    rows, images = zip(*sweep.sweep(model, settings, config.progress), strict=True)
     limits = {attack: break_down(rows, attack) for attack in ("published", "posterior")}
     forecasts = _forecasts(model, config)
     print(_report(rows, limits, forecasts, metrics.IMAGES if model.x.ndim == 4 else metrics.TABULAR))
     for row, found in zip(rows, images, strict=True):
-        results.write(record(config, row, model.x[: len(found)], found, step), config.output / "records")
+        records.write(record(config, row, model.x[: len(found)], found, step), config.output / "records")
     document = {
         "attacked": described,
         "config": config.flat(),
-        "environment": results.environment(),
+        "environment": records.environment(),
         "selection": "restarts and iterations are chosen by the attack's own objective",
         "break_down": limits,
         "rows": rows,
         **forecasts,
     }
-    content = json.dumps(results.plain(document), indent=1, allow_nan=False)
+    content = json.dumps(records.plain(document), indent=1, allow_nan=False)
     atomic.write_text(config.output / "attack.json", content + "\n")
     drawn = picture.figure(rows, images, model.x[: settings.victims], *forecasts.values())
     atomic.write_bytes(config.output / "attack.png", drawn)
@@ -216,14 +205,12 @@ def _forecasts(model: Model, config: Config) -> dict:
     }
 
 
-def _report(rows: list[dict], limits: dict, forecasts: dict, criterion: metrics.Criterion) -> str:
+def _report(rows: Sequence[dict], limits: dict, forecasts: dict, criterion: metrics.Criterion) -> str:
     """What is printed."""
     used = dict.fromkeys(row["attack"] for row in rows)
     lines = [table(rows, criterion), *(f"{name}: {MEANING[name]}" for name in used)]
     for name, limit in limits.items():
-        lines.append(
-            f"{name}: " + ("no break-down" if limit is None else f"breaks down at sigma = {limit:g}")
-        )
+        lines.append(f"{name}: {'no break-down' if limit is None else f'breaks down at sigma = {limit:g}'}")
     if forecasts["labels"]:
         lines += [
             "",

@@ -14,8 +14,8 @@ import numpy as np
 
 from jaxdp import intervals
 from jaxdp.accounting import reconstruction
-from jaxdp.attacks import candidates as hypotheses
-from jaxdp.attacks import expected_error as risk
+from jaxdp.attacks import candidates as candidate_attacks
+from jaxdp.attacks import expected_error
 from jaxdp.attacks.leaks import Leak
 from jaxdp.laboratory.leakage.sweep import Model
 
@@ -24,15 +24,9 @@ CANDIDATES = 10
 
 
 def labels(
-    model: Model,
-    sigmas: Sequence[float],
-    *,
-    bound: float,
-    victims: int,
-    seed: int,
-    looks: Sequence[int] = LOOKS,
+    model: Model, sigmas: Sequence[float], *, bound: float, victims: int, seed: int
 ) -> list[dict[str, Any]]:
-    """The share of labels read off noised gradients of the same example, after some looks.
+    """The share of labels read off noised gradients of the same example, after each of `LOOKS`.
 
     Args:
       model: its parameters stay as they are between the looks.
@@ -41,56 +35,42 @@ def labels(
       bound: the clip bound C.
       victims: examples.
       seed: of the noise.
-      looks: after how many.
     """
     x, y = np.asarray(model.x[:victims]), np.asarray(model.y[:victims])
     known = min(256, len(model.train_x))
-    rows, steps = [], max(looks)
+    rows, steps = [], max(LOOKS)
     for index, sigma in enumerate(sigmas):
-        found = hypotheses.label_leakage(
+        found = candidate_attacks.label_leakage(
             model.loss_fn, "flat", [model.params] * steps, x, y, model.train_x[:known], model.train_y[:known],
             np.full(steps, sigma * bound, np.float32), jax.random.key(seed + index), bound=bound,
             classes=model.classes,
         )  # fmt: skip
-        for look in looks:
+        for look in LOOKS:
             right = intervals.success_rate(found[:, look - 1] == y)
             rows.append({"sigma": sigma, "looks": look, "right": right, "chance": 1 / model.classes})
     return rows
 
 
 def candidates(
-    model: Model,
-    sigmas: Sequence[float],
-    *,
-    bound: float,
-    seed: int,
-    trials: int = 2000,
-    looks: Sequence[int] = LOOKS,
+    model: Model, sigmas: Sequence[float], *, bound: float, seed: int, trials: int = 2000
 ) -> list[dict[str, Any]]:
     """The informed adversary against the reconstruction bound, for worst-case and for real records.
 
-    Args:
-      model: its first `CANDIDATES` held-out examples are the real records.
-      sigmas: noise multipliers.
-      bound: the clip bound C.
-      seed: of the trials.
-      trials: for each figure.
-      looks: steps that used the record, seen without amplification by sampling.
+    After each of `LOOKS`: steps that used the record, seen without amplification by sampling.
+
+    The model's first `CANDIDATES` held-out examples are the real records.
     """
-    k, steps, rows = CANDIDATES, max(looks), []
-    real = hypotheses.gram(model.loss_fn, "flat", model.params, model.x[:k], model.y[:k], bound)
-    grams = {"worst case": hypotheses.canaries(k, bound), "real": np.asarray(real)}
+    k, steps, rows = CANDIDATES, max(LOOKS), []
+    real = candidate_attacks.gram(model.loss_fn, "flat", model.params, model.x[:k], model.y[:k], bound)
+    grams = {"worst case": candidate_attacks.canaries(k, bound), "real": np.asarray(real)}
+    along = {kind: jnp.asarray(np.broadcast_to(g, (steps, k, k)), jnp.float32) for kind, g in grams.items()}
     for index, sigma in enumerate(sigmas):
+        noise, key = jnp.full(steps, sigma * bound), jax.random.key(seed + index)
         hits = {
-            kind: np.asarray(
-                hypotheses.informed_adversary(
-                    jnp.asarray(np.broadcast_to(gram, (steps, k, k)), jnp.float32),
-                    jnp.full(steps, sigma * bound), jax.random.key(seed + index), trials=trials,
-                )
-            )
-            for kind, gram in grams.items()
-        }  # fmt: skip
-        for look in looks:
+            kind: np.asarray(candidate_attacks.informed_adversary(gram, noise, key, trials=trials))
+            for kind, gram in along.items()
+        }
+        for look in LOOKS:
             limit = float(reconstruction.gaussian_bound(np.sqrt(look) / sigma, 1 / k))
             shares = {kind: intervals.success_rate(hit[:, look - 1]) for kind, hit in hits.items()}
             rows.append({"sigma": sigma, "looks": look, "chance": 1 / k, "bound": limit, **shares})
@@ -102,19 +82,15 @@ def errors(
 ) -> list[dict[str, Any]] | None:
     """The root mean square error that the linearised posterior expects, averaged over victims.
 
-    Args:
-      model: with public inputs; None is returned without a prior learned from them.
-      sigmas: noise multipliers > 0.
-      bound: the clip bound C.
-      victims: over how many to average.
+    None without a prior learned from public inputs.
     """
     prior, leak = model.public.prior, Leak(clip="flat")
     if prior is None:
         return None
-    program = jax.jit(lambda x, y: risk.information(model.loss_fn, leak, model.params, x, y, bound))
+    program = jax.jit(lambda x, y: expected_error.information(model.loss_fn, leak, model.params, x, y, bound))
     levels = [float(sigma * bound) for sigma in sigmas]
     each = [
-        risk.expected_mse(program(jnp.asarray(x), jnp.asarray(y)), levels, prior)
+        expected_error.expected_mse(program(jnp.asarray(x), jnp.asarray(y)), levels, prior)
         for x, y in zip(model.x[:victims], model.y[:victims], strict=True)
     ]
     expected = np.sqrt(np.mean(each, axis=0))

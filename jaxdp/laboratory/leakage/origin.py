@@ -11,8 +11,13 @@ from jaxdp.training.record import variant_name
 
 def run_config(checkpoint: pathlib.Path) -> TrainConfig:
     """The configuration of the run in the folder of `jaxdp train --output`, or in its checkpoints."""
-    inside = checkpoint / "checkpoints"
-    return configured.going_on(inside if inside.is_dir() else checkpoint)
+    return configured.going_on(checkpoints(checkpoint))
+
+
+def checkpoints(folder: pathlib.Path) -> pathlib.Path:
+    """The folder of the checkpoints, given it or the one of `jaxdp train --output`."""
+    inside = folder / "checkpoints"
+    return inside if inside.is_dir() else folder
 
 
 def own_noise(config: TrainConfig, step: int) -> float | None:
@@ -25,12 +30,7 @@ def fields(config: TrainConfig, step: int, sigma: float) -> dict[str, Any]:
     """What ties the record of an attack to a run: its variant and stage, its data and model.
 
     An attack behind noise that is not the run's own belongs to no variant: it is `undefended`, a point of the
-    curve over noise.
-
-    Args:
-      config: of the run.
-      step: of the attacked parameters.
-      sigma: the noise multiplier of the leak; 0 for what leaks before noise is added.
+    curve over noise.  sigma is 0 for what leaks before noise is added.
     """
     subject = {"data": config.data, "model": config.model}
     own = own_noise(config, step)

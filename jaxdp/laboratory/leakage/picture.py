@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -18,13 +19,9 @@ def figure(
     candidates: Sequence[dict] = (),
     errors: Sequence[dict] | None = None,
 ) -> bytes:
-    """A PNG.
+    """A PNG of the sweep's rows, each with its reconstructions [victims, *input_shape], and of `forecast`'s.
 
-    Args:
-      rows: of the sweep.
-      reconstructions: of each row, [victims, *input_shape].
-      originals: the victims; images are shown, tabular rows are not.
-      labels, candidates, errors: of `forecast`.
+    Images are shown, tabular rows are not.
     """
     from matplotlib.figure import Figure
 
@@ -32,11 +29,10 @@ def figure(
     strips = _strips(rows, reconstructions, originals) if images else []
     height = max(6.0, 0.55 * len(strips) + 0.6)
     canvas = Figure(figsize=(12 if images else 6, height), layout="constrained")
+    right = canvas
     if images:
         left, right = np.asarray(canvas.subfigures(1, 2, width_ratios=(1.2, 1))).ravel()
         _draw_strips(left, strips)
-    else:
-        right = canvas
     top, middle, bottom = right.subplots(3, 1)
     _success(top, rows)
     _error(middle, rows, errors)
@@ -58,10 +54,8 @@ def _strips(rows, reconstructions, originals):
         place = (row["leak"], row["sigma"])
         if place not in best or row["rmse"] < rows[best[place]]["rmse"]:
             best[place] = index
-    named = []
-    for (leak, sigma), i in best.items():
-        noise = f", σ {sigma:g}" if sigma else ""
-        named.append((f"{leak}{noise}: {rows[i]['attack']}", reconstructions[i]))
+    titles = {i: leak + (f", σ {sigma:g}" if sigma else "") for (leak, sigma), i in best.items()}
+    named = [(f"{title}: {rows[i]['attack']}", reconstructions[i]) for i, title in titles.items()]
     return [("original", originals), *named]
 
 
@@ -80,22 +74,34 @@ def _noised(rows, attack):
     return [row for row in rows if (row["leak"], row["attack"]) == ("noised", attack) and row["sigma"] > 0]
 
 
+def _shares(axis, sigmas, shares, style: str, name: str) -> Any:
+    """Shares with their intervals over noise; the colour they are drawn in."""
+    (drawn,) = axis.plot(sigmas, [share.estimate for share in shares], style, label=name)
+    low, high = ([getattr(share, end) for share in shares] for end in ("low", "high"))
+    axis.fill_between(sigmas, low, high, alpha=0.15, color=drawn.get_color())
+    return drawn.get_color()
+
+
+def _finish(axis, title: str, **settings) -> None:
+    axis.set(xscale="log", **settings)
+    axis.set_title(title, fontsize=9)
+    if axis.has_data():
+        axis.legend(fontsize=8)
+
+
 def _success(axis, rows) -> None:
     """Success against noise, each attack's break-down marked."""
     for attack in ("published", "posterior"):
         line = _noised(rows, attack)
         if not line:
             continue
-        sigmas, shares = [row["sigma"] for row in line], [row["recognisable"] for row in line]
-        (drawn,) = axis.plot(sigmas, [s.estimate for s in shares], marker="o", label=attack)
-        axis.fill_between(sigmas, [s.low for s in shares], [s.high for s in shares], alpha=0.15)
+        shares = [row["recognisable"] for row in line]
+        colour = _shares(axis, [row["sigma"] for row in line], shares, "o-", attack)
         limit = break_down(rows, attack)
         if limit is not None:
-            axis.axvline(limit, color=drawn.get_color(), linestyle=":", linewidth=1)
-    axis.set(xscale="log", ylim=(-0.03, 1.03), ylabel="share recognisable")
-    axis.set_title("one noised gradient; dotted: break-down (below half)", fontsize=9)
-    if axis.has_data():
-        axis.legend(fontsize=8)
+            axis.axvline(limit, color=colour, linestyle=":", linewidth=1)
+    title = "one noised gradient; dotted: break-down (below half)"
+    _finish(axis, title, ylim=(-0.03, 1.03), ylabel="share recognisable")
 
 
 def _error(axis, rows, errors) -> None:
@@ -106,30 +112,25 @@ def _error(axis, rows, errors) -> None:
         axis.plot(sigmas, [row["rmse"] for row in line], marker="o", label="posterior, measured")
         axis.axhline(line[0]["rmse_mean_image"], color="grey", linewidth=1, label="mean input")
     if errors:
-        axis.plot(
-            [e["sigma"] for e in errors], [e["rmse"] for e in errors], "--", label="expected, linearised"
-        )
-    axis.set(xscale="log", yscale="log", ylabel="RMSE")
-    axis.set_title("error of one noised gradient's reconstruction", fontsize=9)
-    if axis.has_data():
-        axis.legend(fontsize=8)
+        expected = [error["rmse"] for error in errors]
+        axis.plot([error["sigma"] for error in errors], expected, "--", label="expected, linearised")
+    _finish(axis, "error of one noised gradient's reconstruction", yscale="log", ylabel="RMSE")
 
 
 def _many_looks(axis, labels, candidates) -> None:
     """Labels and candidates after the most looks, with the bound that no adversary passes."""
     looks = max((row["looks"] for row in (*labels, *candidates)), default=0)
-    lines = [(labels, "right", "label", "o-"), (candidates, "worst case", "candidate, worst case", "s-")]
-    lines.append((candidates, "real", "candidate, real", "^-"))
-    for rows, key, name, style in lines:
-        last = [row for row in rows if row["looks"] == looks]
-        if last:
-            axis.plot([r["sigma"] for r in last], [r[key].estimate for r in last], style, label=name)
-            low, high = zip(*((r[key].low, r[key].high) for r in last), strict=True)
-            axis.fill_between([r["sigma"] for r in last], low, high, alpha=0.12)
-    last = [row for row in candidates if row["looks"] == looks]
-    if last:
-        axis.plot([r["sigma"] for r in last], [r["bound"] for r in last], "k--", label="bound")
-        axis.axhline(last[0]["chance"], color="grey", linewidth=1, label="chance")
-        axis.legend(fontsize=7)
-    axis.set(xscale="log", xlabel="noise multiplier σ (clip C)", ylim=(-0.03, 1.03), ylabel="share right")
-    axis.set_title(f"labels and candidates after {looks} looks", fontsize=9)
+    labels, candidates = ([row for row in rows if row["looks"] == looks] for rows in (labels, candidates))
+    for rows, key, name, style in (
+        (labels, "right", "label", "o-"),
+        (candidates, "worst case", "candidate, worst case", "s-"),
+        (candidates, "real", "candidate, real", "^-"),
+    ):
+        if rows:
+            _shares(axis, [row["sigma"] for row in rows], [row[key] for row in rows], style, name)
+    if candidates:
+        bounds = [row["bound"] for row in candidates]
+        axis.plot([row["sigma"] for row in candidates], bounds, "k--", label="bound")
+        axis.axhline(candidates[0]["chance"], color="grey", linewidth=1, label="chance")
+    title, share = f"labels and candidates after {looks} looks", "share right"
+    _finish(axis, title, xlabel="noise multiplier σ (clip C)", ylim=(-0.03, 1.03), ylabel=share)

@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -107,9 +107,8 @@ class Settings:
             raise ValueError(f"sigmas={self.sigmas}: needs at least one finite value > 0")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Point:
-    """One row to be: a leak point, its noise multiplier, and the attack's name."""
+class Point(NamedTuple):
+    """One row to be: a leak point, its noise multiplier, the attack's name, and the clip bound."""
 
     name: str
     leak: Leak
@@ -140,20 +139,20 @@ def points(model: Model, settings: Settings) -> list[Point]:
     exact = [name for name in attacks(model) if name != "posterior"]
     if _begins_dense(model):
         exact.insert(0, "analytic")
-    rows = [("raw", one, 0.0, name, math.inf) for name in exact]
-    rows += [("clipped", one, 0.0, name, bound) for name in exact]
+    rows = [Point("raw", one, 0.0, name, math.inf) for name in exact]
+    rows += [Point("clipped", one, 0.0, name, bound) for name in exact]
     for name in ("published", "posterior"):
-        rows += [("noised", one, sigma, name, bound) for sigma in settings.sigmas]
+        rows += [Point("noised", one, sigma, name, bound) for sigma in settings.sigmas]
     if settings.local_steps > 1:
-        rows.append(("update", Leak(local_steps=settings.local_steps), 0.0, "published", bound))
+        rows.append(Point("update", Leak(local_steps=settings.local_steps), 0.0, "published", bound))
     if settings.batch_size > 1:
         batch = Leak(clip="flat", batch_size=settings.batch_size)
-        rows.append(("clipped batch", batch, 0.0, "posterior", bound))
-        rows += [("noised batch", batch, sigma, "posterior", bound) for sigma in settings.sigmas]
+        rows.append(Point("clipped batch", batch, 0.0, "posterior", bound))
+        rows += [Point("noised batch", batch, sigma, "posterior", bound) for sigma in settings.sigmas]
     if settings.window > 1:
         window = Leak(clip="flat", window=settings.window)
-        rows += [("window", window, sigma, "posterior", bound) for sigma in settings.sigmas]
-    return [Point(name=n, leak=k, sigma=s, attack=a, bound=b) for n, k, s, a, b in rows]
+        rows += [Point("window", window, sigma, "posterior", bound) for sigma in settings.sigmas]
+    return rows
 
 
 def trajectory(model: Model, steps: int, seed: int) -> PyTree:
@@ -181,14 +180,13 @@ def _closed_form(model: Model, point: Point, params, x, y, key) -> tuple[dict[st
     return row | {"labels": float("nan"), "knowledge": {"model": "gradient of the first layer"}}, result
 
 
-def _attacked(model: Model, settings: Settings, point: Point, params, x, y, key, progress):
+def _attacked(model: Model, settings: Settings, point: Point, std: float, params, x, y, key, progress):
     """Metrics with the declared knowledge, reconstruction and method of one row."""
     if point.attack == "analytic":
         return *_closed_form(model, point, params, x, y, key), {"method": "closed form"}
     method = attacks(model)[point.attack]
     budget = settings.iterations if method.solver != "adam" else max(settings.iterations, 1000)
     method = replace(method, iterations=budget, restarts=settings.restarts)
-    std = point.sigma * settings.l2_norm_clip / point.leak.batch_size
     conditions = Conditions(std, point.bound, settings.learning_rate)
     setting = model.setting(point.leak)
     row, found = evaluate(setting, method, params, x, y, key, conditions, progress=progress)
@@ -210,32 +208,22 @@ def sweep(
         raise ValueError(f"victims={settings.victims}: the data set has {len(model.x)} test examples")
     window = trajectory(model, settings.window, settings.seed) if settings.window > 1 else None
     for index, point in enumerate(points(model, settings)):
-        batches = max(1, settings.victims // point.leak.batch_size)
-        count = batches * point.leak.batch_size
-        x = np.asarray(model.x[:count]).reshape(batches, point.leak.batch_size, *shape)
-        y = np.asarray(model.y[:count]).reshape(batches, point.leak.batch_size)
-        params = model.params if point.leak.window == 1 else window
+        leak, size = point.leak, point.leak.batch_size
+        batches = max(1, settings.victims // size)
+        x = np.asarray(model.x[: batches * size]).reshape(batches, size, *shape)
+        y = np.asarray(model.y[: batches * size]).reshape(batches, size)
+        params = model.params if leak.window == 1 else window
         key = jax.random.fold_in(jax.random.key(settings.seed), index)
+        std = point.sigma * settings.l2_norm_clip / size
         began = time.perf_counter()
-        row, found, method = _attacked(model, settings, point, params, x, y, key, progress)
-        facts = {
-            "leak": point.name,
-            "attack": point.attack,
-            "sigma": point.sigma,
-            "noise_std": point.sigma * settings.l2_norm_clip / point.leak.batch_size,
-            "batch_size": point.leak.batch_size,
-            "window": point.leak.window,
-            "local_steps": point.leak.local_steps,
-        }
+        row, found, method = _attacked(model, settings, point, std, params, x, y, key, progress)
+        facts = {"leak": point.name, "attack": point.attack, "sigma": point.sigma, "noise_std": std}
+        facts |= {"batch_size": size, "window": leak.window, "local_steps": leak.local_steps}
         spent = {"seconds": time.perf_counter() - began, "method": method}
-        yield facts | row | spent, metrics.matched(found.x, x).reshape(count, *shape)
+        yield facts | row | spent, metrics.matched(found.x, x).reshape(batches * size, *shape)
 
 
-def break_down(rows: Sequence[dict], attack: str, leak: str = "noised") -> float | None:
-    """The smallest sigma at which fewer than half of the inputs are recognisable; None if there is none."""
-    sigmas = [
-        row["sigma"]
-        for row in rows
-        if (row["attack"], row["leak"]) == (attack, leak) and row["recognisable"].estimate < 0.5
-    ]
-    return min(sigmas, default=None)
+def break_down(rows: Sequence[dict], attack: str) -> float | None:
+    """The smallest sigma at which fewer than half of the noised inputs are recognisable; None if none is."""
+    own = [row for row in rows if (row["attack"], row["leak"]) == (attack, "noised")]
+    return min((row["sigma"] for row in own if row["recognisable"].estimate < 0.5), default=None)

@@ -5,7 +5,7 @@ page (a notebook, a file), `standalone` puts the page's colours in; `palette` an
 figures.
 """
 
-import base64
+import collections
 import contextlib
 import functools
 import html
@@ -13,7 +13,7 @@ import importlib.resources
 import io
 import re
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from jaxdp.intervals import Interval
 from jaxdp.laboratory.records import of_kind
 from jaxdp.laboratory.report.tables import variants
 
-_SHEET = importlib.resources.files("jaxdp.laboratory.report") / "report.css"
+SHEET = importlib.resources.files("jaxdp.laboratory.report") / "report.css"
 
 _INK, _GRID = "#010203", "#010204"
 _MARK = "#0102{:02x}"  # stand-in of the series colours, from 0x10
@@ -48,7 +48,7 @@ def label(variant: str) -> str:
 @functools.cache
 def _page_colours() -> dict[str, str]:
     """The CSS variables of the light page."""
-    style = _SHEET.read_text(encoding="utf-8")
+    style = SHEET.read_text(encoding="utf-8")
     light = style[style.index(":root {") : style.index("}")]
     return dict(re.findall(r"(--[\w-]+): (#[0-9a-f]{6});", light))
 
@@ -70,7 +70,7 @@ def style() -> dict[str, Any]:
     background = dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), page["--paper"])
     series = cycler(color=[page[f"--s{index}"] for index in range(SERIES)])
     plain = {"legend.frameon": False, "axes.titlesize": 10.5, "axes.prop_cycle": series}
-    return {**_settings(page["--ink"], page["--grid"]), **background, **plain}
+    return _settings(page["--ink"], page["--grid"]) | background | plain
 
 
 def standalone(svg: str) -> str:
@@ -90,60 +90,55 @@ def standalone(svg: str) -> str:
 
 def epsilon_over_steps(records: Sequence[Mapping], *, legend: bool = False) -> str:
     """The epsilon spent after each step: private variants only; `legend` names them beside the axes."""
-    private = [run for run in of_kind(records, "train") if run["privacy"]["private"]]
-    return _curves(records, private, "epsilon", "ε spent", _first, legend)
+    return _curves(records, "epsilon", "ε spent", legend)
 
 
 def sigma_over_steps(records: Sequence[Mapping], *, legend: bool = False) -> str:
     """The noise multiplier at each step."""
-    noise = "noise multiplier σ(t)"
-    return _curves(records, of_kind(records, "train"), "noise_multiplier", noise, _first, legend)
+    return _curves(records, "noise_multiplier", "noise multiplier σ(t)", legend)
 
 
 def accuracy_over_steps(records: Sequence[Mapping], *, legend: bool = False) -> str:
     """Test accuracy along training, mean over seeds; the band is their standard deviation."""
-    return _curves(records, of_kind(records, "train"), "test_accuracy", "test accuracy", _mean, legend)
+    return _curves(records, "test_accuracy", "test accuracy", legend)
 
 
-def _first(curves):
-    return curves[0], None
-
-
-def _mean(curves):
-    spread = np.std(curves, axis=0, ddof=1) if len(curves) > 1 else None
-    return np.mean(curves, axis=0), spread
-
-
-def _curves(records, runs, name: str, ylabel: str, reduce: Callable, legend: bool) -> str:
+def _curves(records, name: str, ylabel: str, legend: bool) -> str:
+    """A line a variant: of the accuracy over all seeds, of what is the same for each over the first."""
     names = variants(records)
     variables = colours(names)
     with _figure(width=5.6 if legend else 4.1) as (figure, axes, painted):
-        drawn = 0
         for variant in names:
-            own = [run["curves"] for run in runs if run["variant"] == variant]
-            own = [curves for curves in own if curves[name] and any(v is not None for v in curves[name])]
+            runs = [run for run in of_kind(records, "train") if run["variant"] == variant]
+            if name == "epsilon":
+                runs = [run for run in runs if run["privacy"]["private"]]
+            own = [curves for curves in (run["curves"] for run in runs) if curves["step"]]
+            own = [curves for curves in own if any(v is not None for v in curves[name] or ())]
             if not own:
                 continue
-            own = [curves for curves in own if curves["step"] == own[0]["step"]]
             steps = np.asarray(own[0]["step"])
-            values, spread = reduce(np.array([curves[name] for curves in own], np.float64))
+            lines = np.array([c[name] for c in own if c["step"] == own[0]["step"]], np.float64)
+            values = lines.mean(axis=0) if name == "test_accuracy" else lines[0]
             seen = np.isfinite(values)
-            colour = painted(variables[variant])
-            line = _SPECIAL[variant][1] if variant in _SPECIAL else "-"
-            axes.plot(
-                steps[seen], values[seen], color=colour, linestyle=line, linewidth=1.8, label=label(variant)
-            )
-            if spread is not None:
-                low, high = (values - spread)[seen], (values + spread)[seen]
-                axes.fill_between(steps[seen], low, high, color=colour, alpha=0.13, linewidth=0)
-            drawn += 1
-        if not drawn:
+            look = {"color": painted[variables[variant]], "linestyle": _dashes(variant), "linewidth": 1.8}
+            axes.plot(steps[seen], values[seen], label=label(variant), **look)
+            if name == "test_accuracy" and len(lines) > 1:
+                spread = lines.std(axis=0, ddof=1)
+                _band(axes, steps[seen], (values - spread)[seen], (values + spread)[seen], look["color"])
+        if not axes.lines:
             return ""
-        axes.set_xlabel("step")
-        axes.set_ylabel(ylabel)
+        axes.set(xlabel="step", ylabel=ylabel)
         if legend:
             figure.legend(loc="outside right upper", frameon=False)
         return _svg(figure, painted, f"{ylabel} over steps, a line a variant")
+
+
+def _dashes(variant: str) -> Any:
+    return _SPECIAL[variant][1] if variant in _SPECIAL else "-"
+
+
+def _band(axes, x, low, high, colour: str) -> None:
+    axes.fill_between(x, low, high, color=colour, alpha=0.13, linewidth=0)
 
 
 def success_over_noise(records: Sequence[Mapping]) -> str:
@@ -159,17 +154,16 @@ def success_over_noise(records: Sequence[Mapping]) -> str:
     with _figure(panels=2) as (figure, (top, bottom), painted):
         for index, ((attack, leak), rows) in enumerate(curves.items()):
             rows = [row for row in rows if row["noise_std"] > 0]
-            colour, noise = painted(f"--s{index % SERIES}"), [row["noise_std"] for row in rows]
+            colour, noise = painted[f"--s{index % SERIES}"], [row["noise_std"] for row in rows]
             share, low, high = np.array([row["metrics"]["success"] for row in rows], np.float64).T
-            error = [row["metrics"]["rmse"] for row in rows]
-            top.fill_between(noise, low, high, color=colour, alpha=0.13, linewidth=0)
-            top.plot(noise, share, "o-", color=colour, markersize=3.5, linewidth=1.8)
-            bottom.plot(noise, np.array(error, np.float64), "o-", color=colour, markersize=3.5, linewidth=1.8)
-            top.annotate(
-                f" {attack}, {leak}", (0.02, 0.06 + 0.1 * index), xycoords="axes fraction", color=colour
-            )
-        everything = [row for rows in curves.values() for row in rows]
-        mean_image = np.median([row["metrics"]["rmse_mean_image"] for row in everything])
+            error = np.array([row["metrics"]["rmse"] for row in rows], np.float64)
+            _band(top, noise, low, high, colour)
+            for axes, values in ((top, share), (bottom, error)):
+                axes.plot(noise, values, "o-", color=colour, markersize=3.5, linewidth=1.8)
+            where = (0.02, 0.06 + 0.1 * index)
+            top.annotate(f" {attack}, {leak}", where, xycoords="axes fraction", color=colour)
+        every = [row["metrics"]["rmse_mean_image"] for rows in curves.values() for row in rows]
+        mean_image = np.median(every)
         bottom.axhline(mean_image, color=_INK, linestyle=(0, (4, 3)), linewidth=1)
         bottom.annotate(
             "mean image: nothing learnt", (0.02, mean_image), xycoords=("axes fraction", "data"),
@@ -185,11 +179,6 @@ def intervals(curves: Mapping[str, Mapping[float, Interval]], ylabel: str, xlabe
 
     An interval that reaches far beyond the points is cut at the edge: it would flatten all lines.  Far is more
     than the points are apart, or than most intervals are wide.
-
-    Args:
-      curves: variant -> x -> mean, median or share with its interval.
-      ylabel: what it is.
-      xlabel: what it is drawn over.
     """
     if not any(curves.values()):
         return ""
@@ -200,10 +189,10 @@ def intervals(curves: Mapping[str, Mapping[float, Interval]], ylabel: str, xlabe
             # Side by side, so that intervals at the same x can be told apart.
             shifted = x * 1.03 ** (index - len(curves) / 2)
             middle, low, high = np.array([points[value] for value in x], np.float64).T
-            line = _SPECIAL[variant][1] if variant in _SPECIAL else "-"
             axes.errorbar(
-                shifted, middle, yerr=[middle - low, high - middle], color=painted(variables[variant]),
-                linestyle=line, linewidth=1.3, elinewidth=0.8, marker="o", markersize=2.5, label=label(variant),
+                shifted, middle, yerr=[middle - low, high - middle], color=painted[variables[variant]],
+                linestyle=_dashes(variant), linewidth=1.3, elinewidth=0.8, marker="o", markersize=2.5,
+                label=label(variant),
             )  # fmt: skip
         axes.set(xscale="log", xlabel=xlabel, ylabel=ylabel)
         every = sorted({value for points in curves.values() for value in points})
@@ -216,16 +205,6 @@ def intervals(curves: Mapping[str, Mapping[float, Interval]], ylabel: str, xlabe
             axes.set_ylim(max(bottom, middles.min() - far), min(top, middles.max() + far))
         figure.legend(loc="outside right upper", frameon=False)
         return _svg(figure, painted, f"{ylabel} over {xlabel}, a line a variant")
-
-
-class _Painted:
-    """From a CSS variable of the page to the stand-in colour that it will replace."""
-
-    def __init__(self):
-        self.used: dict[str, str] = {}
-
-    def __call__(self, variable: str) -> str:
-        return self.used.setdefault(variable, _MARK.format(0x10 + len(self.used)))
 
 
 def _settings(ink: str, grid: str) -> dict[str, Any]:
@@ -244,7 +223,8 @@ def _figure(panels: int = 1, width: float = 4.1):
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    painted = _Painted()
+    # From a CSS variable of the page to the stand-in colour that it will replace.
+    painted: dict[str, str] = collections.defaultdict(lambda: _MARK.format(0x10 + len(painted)))
     with mpl.rc_context(_settings(_INK, _GRID)):
         figure = Figure(figsize=(width, 2.8 if panels == 1 else 4.0), layout="constrained")
         axes: Any = figure.subplots(panels, 1, sharex=True)
@@ -258,43 +238,13 @@ def _svg(figure, painted, description: str) -> str:
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.S)
-    size = r'<svg [^>]*viewBox="([^"]*)"[^>]*>'
-    svg = re.sub(
-        size, rf'<svg viewBox="\1" role="img" aria-label="{html.escape(description)}">', svg, count=1
-    )
+    head = rf'<svg viewBox="\1" role="img" aria-label="{html.escape(description)}">'
+    svg = re.sub(r'<svg [^>]*viewBox="([^"]*)"[^>]*>', head, svg, count=1)
     svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px; font-family: inherit", svg)
     prefix = f"f{zlib.crc32(svg.encode()):x}-"  # identifiers are unique on the page
     svg = re.sub(r'id="([^"]+)"', rf'id="{prefix}\1"', svg)
     svg = re.sub(r'(href="#|url\(#)', rf"\1{prefix}", svg)
-    stand_ins = {_INK: "--ink", _GRID: "--grid", **{mark: name for name, mark in painted.used.items()}}
+    stand_ins = {_INK: "--ink", _GRID: "--grid", **{mark: name for name, mark in painted.items()}}
     for mark, name in stand_ins.items():
         svg = svg.replace(mark, f"var({name})")
     return svg
-
-
-def picture(image: np.ndarray, description: str) -> str:
-    """An image uint8 [height, width, 1 or 3] as an HTML element with its pixels inside."""
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(buffer, "PNG", optimize=True)
-    data = base64.b64encode(buffer.getvalue()).decode()
-    return f'<img alt="{html.escape(description)}" src="data:image/png;base64,{data}">'
-
-
-def strip(title: str, images: np.ndarray, description: str, kind: str = "") -> str:
-    """A row of a table: a title and images beside each other."""
-    cells = "".join(f"<td>{picture(image, description)}</td>" for image in images)
-    return f'<tr class="{kind}"><td>{title}</td>{cells}</tr>'
-
-
-def swatch(variable: str) -> str:
-    """A small square of a series' colour."""
-    return f'<span class="swatch" style="background:var({variable})"></span>'
-
-
-def framed(svg: str, title: str, caption: str) -> str:
-    """A figure with its title and caption; nothing where there is no figure."""
-    if not svg:
-        return ""
-    return f'<figure class="card"><h3>{title}</h3>{svg}<figcaption>{caption}</figcaption></figure>'

@@ -26,7 +26,8 @@ def shown(records: Sequence[Mapping]) -> list[str]:
         gap = best["accuracy"] - worst["accuracy"]
         spread = np.nanmax([0.0, best["accuracy_spread"], worst["accuracy_spread"]])
         verdict = f"{'within' if gap <= 2 * spread else 'beyond'} twice the spread over seeds"
-        verdict = verdict if spread > 0 else "with one seed, nobody can say whether that is chance"
+        if spread == 0:
+            verdict = "with one seed, nobody can say whether that is chance"
         sentences.append(
             f"Accuracy of the private variants lies between {100 * worst['accuracy']:.1f} % "
             f"({label(worst['variant'])}) and {100 * best['accuracy']:.1f} % "
@@ -43,7 +44,7 @@ def shown(records: Sequence[Mapping]) -> list[str]:
         if group:
             share = tables.resilience(group)
             sentences.append(
-                f"From a leaked gradient, where {where}, {percent(share['success'])} of "
+                f"From a leaked gradient, where {where}, {100 * share['success']:.0f} % of "
                 f"{sum(attack['metrics']['victims'] for attack in group)} attacked images were recognised "
                 f"(95 % interval {100 * share['low']:.0f}–{100 * share['high']:.0f} %)."
             )
@@ -62,8 +63,3 @@ def not_shown(records: Sequence[Mapping]) -> list[str]:
         f"Spread comes from {seeds} seed{'s' if seeds != 1 else ''} on one data set and one model; "
         "differences within it are no differences.",
     ]
-
-
-def percent(share: float) -> str:
-    """A share in per cent, a dash where there is none."""
-    return "–" if np.isnan(share) else f"{100 * share:.0f} %"

@@ -1,6 +1,5 @@
 """The report page: one HTML file made from records, with everything inside it."""
 
-import importlib.resources
 import pathlib
 from collections.abc import Mapping, Sequence
 
@@ -9,11 +8,23 @@ import numpy as np
 from jaxdp import atomic
 from jaxdp.laboratory.records import of_kind
 from jaxdp.laboratory.report import figures, findings, page_attacks, tables
-from jaxdp.laboratory.report.elements import badge, named, table, text
-from jaxdp.laboratory.report.figures import framed, label, swatch
-from jaxdp.laboratory.report.findings import percent
+from jaxdp.laboratory.report.elements import badge, folded, framed, named, table, tagged, text, words
+from jaxdp.laboratory.report.tables import number
 
-_SHEET = importlib.resources.files("jaxdp.laboratory.report") / "report.css"
+_ERRORS = {"rmse": 3, "psnr": 1, "ssim": 2}
+_FIGURES = (
+    (figures.sigma_over_steps, "Noise over steps", "The noise multiplier σ(t) that the run used."),
+    (
+        figures.epsilon_over_steps,
+        "Privacy spent over steps",
+        "From the same σ(t). Variants that are not private have no ε and are not drawn.",
+    ),
+    (
+        figures.accuracy_over_steps,
+        "Accuracy over steps",
+        "Mean over seeds; the band is one standard deviation.",
+    ),
+)
 
 
 def write(records: Sequence[Mapping], path: pathlib.Path) -> None:
@@ -38,16 +49,11 @@ def page(records: Sequence[Mapping]) -> str:
     subjects = tables.by_subject(records)
     sections = [_header(records)]
     for name, own in subjects.items():
-        sections += [f'<h2 class="subject">{text(name)}</h2>\n'] if len(subjects) > 1 else []
+        sections += [f'<h2 class="subject">{text(name)}</h2>'] if len(subjects) > 1 else []
         sections += _of_subject(own)
     sections.append(_footer(records))
-    style = _SHEET.read_text(encoding="utf-8")
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>Privacy, utility, cost and resilience</title>\n<style>\n{style}</style>\n</head>\n"
-        f"<body>\n<main>\n{''.join(sections)}</main>\n</body>\n</html>\n"
-    )
+    style = figures.SHEET.read_text(encoding="utf-8")
+    return words("document", style=style, sections="\n".join(filter(None, sections))) + "\n"
 
 
 def _of_subject(records) -> list[str]:
@@ -55,8 +61,11 @@ def _of_subject(records) -> list[str]:
     of_attacks = [page_attacks.noise(records), page_attacks.knowledge(records)]
     if not of_kind(records, "train"):
         return of_attacks
+    shown, not_shown = (
+        tagged("li", map(text, sentences(records))) for sentences in (findings.shown, findings.not_shown)
+    )
     return [
-        _findings(records),
+        words("findings", shown=shown, not_shown=not_shown),
         _four_metrics(records),
         _curves(records),
         page_attacks.by_leak_point(records),
@@ -80,57 +89,28 @@ def _header(records) -> str:
         "attacks": len(of_kind(records, "attack")),
         "made": max(record["created"] for record in records)[:10],
     }
-    shown = "".join(f"<span>{name}: <b>{text(value)}</b></span>" for name, value in facts.items() if value)
-    return (
-        "<header><h1>Training under gradient leakage</h1>"
-        '<p class="soft">Every variant was trained, accounted for and attacked in the same way. '
-        "Four metrics together say what protection it gives and what it costs.</p>"
-        f'<div class="facts">{shown}</div></header>\n'
-    )
-
-
-def _findings(records) -> str:
-    shown, not_shown = (
-        "".join(f"<li>{text(sentence)}</li>" for sentence in sentences)
-        for sentences in (findings.shown(records), findings.not_shown(records))
-    )
-    return (
-        '<h2>In plain words</h2><div class="grid">'
-        f'<section class="card"><h3>What this shows</h3><ul>{shown}</ul></section>'
-        f'<section class="card"><h3>What it does not show</h3><ul>{not_shown}</ul></section></div>\n'
-    )
+    shown = (f"{name}: <b>{text(value)}</b>" for name, value in facts.items() if value)
+    return words("header", facts=tagged("span", shown))
 
 
 def _four_metrics(records) -> str:
-    palette = figures.colours(tables.variants(records))
-    body = []
-    for row in tables.summary(records).to_dict("records"):
-        interval = "" if np.isnan(row["low"]) else f"{100 * row['low']:.0f}–{100 * row['high']:.0f}"
-        rate = row["examples_per_second"]
-        cells = (
-            named(row["variant"], palette, row["private"]),
-            text(row["epsilon"]),
-            tables.plus_minus(100 * row["accuracy"], 100 * row["accuracy_spread"], 1),
-            tables.plus_minus(row["ms_per_step"], row["ms_spread"], 2),
-            "–" if np.isnan(rate) else f"{rate:,.0f}",
-            f"{percent(row['success'])} <small>{interval}</small>",
-            *("–" if np.isnan(row[key]) else f"{row[key]:.{n}f}" for key, n in _ERRORS.items()),
-        )
-        body.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
-    return (
-        "<h2>Four metrics</h2>"
-        + table(f"{_FOUR}<tbody>{''.join(body)}</tbody>", "wide")
-        + f"\n{_settings(records)}"
+    rows = [_metrics(records, row) for row in tables.summary(records).to_dict("records")]
+    content = words("four_metrics_table", rows=tagged("tr", rows))
+    return words("four_metrics", table=table(content, "wide"), settings=_settings(records))
+
+
+def _metrics(records, row: Mapping) -> str:
+    interval = "" if np.isnan(row["low"]) else f"{100 * row['low']:.0f}–{100 * row['high']:.0f}"
+    cells = (
+        named(records, row["variant"], row["private"]),
+        text(row["epsilon"]),
+        tables.plus_minus(100 * row["accuracy"], 100 * row["accuracy_spread"], 1),
+        tables.plus_minus(row["ms_per_step"], row["ms_spread"], 2),
+        number(row["examples_per_second"], ",.0f"),
+        f"{number(100 * row['success'], '.0f', ' %')} <small>{interval}</small>",
+        *(number(row[key], f".{digits}f") for key, digits in _ERRORS.items()),
     )
-
-
-_FOUR = (
-    '<thead><tr><th></th><th>Privacy</th><th>Utility</th><th colspan="2">Cost</th>'
-    '<th colspan="4">Resilience</th></tr>'
-    "<tr><th>variant</th><th>ε</th><th>test accuracy, %</th><th>ms / step</th><th>examples / s</th>"
-    "<th>attack success</th><th>RMSE</th><th>PSNR, dB</th><th>SSIM</th></tr></thead>"
-)
-_ERRORS = {"rmse": 3, "psnr": 1, "ssim": 2}
+    return tagged("td", cells)
 
 
 def _settings(records) -> str:
@@ -140,67 +120,37 @@ def _settings(records) -> str:
         f"{one['sampling']}"
         for one in private
     )
-    settings = (
-        f"ε holds for {text('; or '.join(stated))}{text(tables.checked_in_words(records))}. "
-        if stated
-        else ""
-    )
-    return (
-        f'<p class="soft">{settings}Mean ± standard deviation over seeds, of ms / step over timings. '
-        "Attack success is the share of images recognised by the strongest attack tried, with its 95 % "
-        "interval, pooled over gradients that "
-        "leaked <em>after</em> noise was added (without privacy: over all); errors are medians, and a larger "
-        "error is better protection.</p>\n"
-    )
+    if not stated:
+        return ""
+    return f"ε holds for {text('; or '.join(stated))}{text(tables.checked_in_words(records))}. "
 
 
 def _curves(records) -> str:
-    names = tables.variants(records)
-    palette = figures.colours(names)
-    legend = "".join(f"<li>{swatch(palette[name])}{text(label(name))}</li>" for name in names)
-    shown = "".join(
-        (
-            framed(
-                figures.sigma_over_steps(records),
-                "Noise over steps",
-                "The noise multiplier σ(t) that the run used.",
-            ),
-            framed(
-                figures.epsilon_over_steps(records),
-                "Privacy spent over steps",
-                "From the same σ(t). Variants that are not private have no ε and are not drawn.",
-            ),
-            framed(
-                figures.accuracy_over_steps(records),
-                "Accuracy over steps",
-                "Mean over seeds; the band is one standard deviation.",
-            ),
-        )
-    )
-    if not shown:
-        return ""
-    return f'<h2>Along training</h2><ul class="legend">{legend}</ul><div class="grid three">{shown}</div>\n'
+    shown = "".join(framed(draw(records), title, caption) for draw, title, caption in _FIGURES)
+    legend = tagged("li", (named(records, variant) for variant in tables.variants(records)))
+    return words("curves", legend=legend, figures=shown) if shown else ""
 
 
 def _statements(records) -> str:
-    palette = figures.colours(tables.variants(records))
     entries = ""
     for variant in tables.variants(records):
         runs = [run for run in of_kind(records, "train") if run["variant"] == variant]
-        private = all(run["privacy"]["private"] for run in runs)
-        checked = all(run.get("ledger") is not None for run in runs)
-        mark = badge("yes", "private") if checked else badge("open", "private, not checked")
-        mark = mark if private else badge("no", "not private")
-        texts = dict.fromkeys(f"{run['privacy']['statement']}\n\nSeeds: {run['seed_policy']}" for run in runs)
-        body = "".join(f"<pre>{text(own)}</pre>" for own in texts)
-        title = f"{swatch(palette[variant])}{text(label(variant))}{mark}"
-        entries += f"<details><summary>{title}</summary>{body}</details>"
-    return f'<h2>Privacy statements</h2><div class="card">{entries}</div>\n'
+        if not all(run["privacy"]["private"] for run in runs):
+            mark = badge("no", "not private")
+        elif all(run.get("ledger") is not None for run in runs):
+            mark = badge("yes", "private")
+        else:
+            mark = badge("open", "private, not checked")
+        stated = dict.fromkeys(
+            f"{run['privacy']['statement']}\n\nSeeds: {run['seed_policy']}" for run in runs
+        )
+        entries += folded(named(records, variant) + mark, tagged("pre", map(text, stated)))
+    return words("statements", entries=entries)
 
 
 def _footer(records) -> str:
     made_with = dict.fromkeys(_provenance(record["environment"]) for record in records)
-    return f"<footer>{''.join(f'<p>{text(line)}</p>' for line in made_with)}</footer>\n"
+    return f"<footer>{tagged('p', map(text, made_with))}</footer>"
 
 
 def _provenance(environment: Mapping) -> str:

@@ -6,48 +6,47 @@ import numpy as np
 
 from jaxdp.laboratory.records import STAGES, of_kind, unpack_images
 from jaxdp.laboratory.report import figures, tables
-from jaxdp.laboratory.report.elements import named, table, text
-from jaxdp.laboratory.report.figures import framed, label, swatch
-from jaxdp.laboratory.report.findings import percent
+from jaxdp.laboratory.report.elements import folded, framed, named, strip, table, tagged, text, words
+from jaxdp.laboratory.report.tables import number
 
 _MOST_PICTURES = 6
 
 
-def _staged(records) -> list[Mapping]:
-    return [attack for attack in of_kind(records, "attack") if attack["stage"] is not None]
+def _staged(records) -> dict[str, list[Mapping]]:
+    """The attacks along training by where gradients leaked: before noise was added, then after."""
+    points: dict[str, list[Mapping]] = {}
+    for attack in sorted(of_kind(records, "attack"), key=lambda attack: attack["noise_std"] > 0):
+        if attack["stage"] is not None:
+            points.setdefault(attack["leak_point"], []).append(attack)
+    return points
 
 
-def _points(attacks) -> list[str]:
-    """Where gradients leaked: before noise was added, then after."""
-    return list(dict.fromkeys(a["leak_point"] for a in sorted(attacks, key=lambda a: a["noise_std"] > 0)))
+def _of(attacks: Sequence[Mapping], **wanted) -> list[Mapping]:
+    return [attack for attack in attacks if all(attack[key] == value for key, value in wanted.items())]
+
+
+def _stages(attacks: Sequence[Mapping]) -> list[str]:
+    return [stage for stage in STAGES if _of(attacks, stage=stage)]
 
 
 def by_leak_point(records: Sequence[Mapping]) -> str:
     """Success and error by variant, leak point and stage."""
-    attacks, names = _staged(records), tables.variants(records)
-    if not attacks:
+    points = _staged(records)
+    every = [attack for attacks in points.values() for attack in attacks]
+    if not every:
         return ""
-    palette = figures.colours(names)
-    stages = [stage for stage in STAGES if any(attack["stage"] == stage for attack in attacks)]
+    stages = _stages(every)
     private = {row["variant"]: row["private"] for row in tables.summary(records).to_dict("records")}
-    body = []
-    for point in _points(attacks):
-        body.append(f'<tr class="group"><th colspan="{len(stages) + 1}">leaked: {text(point)}</th></tr>')
-        for name in names:
-            own = [a for a in attacks if a["variant"] == name and a["leak_point"] == point]
-            if own:
-                cells = [_cell([a for a in own if a["stage"] == stage]) for stage in stages]
-                body.append(f"<tr><td>{named(name, palette, private[name])}</td>{''.join(cells)}</tr>")
-    head = "".join(f"<th>{stage}</th>" for stage in stages)
-    return (
-        "<h2>Attacks by leak point and stage of training</h2>"
-        + table(
-            f'<thead class="plain"><tr><th>variant</th>{head}</tr></thead><tbody>{"".join(body)}</tbody>',
-            "stages",
-        )
-        + '\n<p class="soft">Share of images recognised, its 95 % interval, and the median RMSE, of the '
-        f"strongest attack tried.{_threshold(attacks)}</p>\n"
-    )
+    body = ""
+    for point, attacks in points.items():
+        body += f'<tr class="group"><th colspan="{len(stages) + 1}">leaked: {text(point)}</th></tr>'
+        for name in tables.variants(records):
+            own = _of(attacks, variant=name)
+            cells = (named(records, name, private[name]), *(_cell(_of(own, stage=s)) for s in stages))
+            body += f"<tr>{tagged('td', cells)}</tr>" if own else ""
+    head = f'<thead class="plain"><tr>{tagged("th", ("variant", *stages))}</tr></thead>'
+    shown = table(f"{head}<tbody>{body}</tbody>", "stages")
+    return words("by_leak_point", table=shown, threshold=_threshold(every))
 
 
 def _threshold(attacks) -> str:
@@ -57,36 +56,33 @@ def _threshold(attacks) -> str:
 
 def _cell(attacks) -> str:
     if not attacks:
-        return "<td>–</td>"
-    share = tables.resilience(attacks)
-    interval = f"{100 * share['low']:.0f}–{100 * share['high']:.0f}"
-    error = "–" if np.isnan(share["rmse"]) else f"{share['rmse']:.3f}"
-    return f"<td><span>{percent(share['success'])}</span> <small>{interval}</small> <span>{error}</span></td>"
+        return "–"
+    found = tables.resilience(attacks)
+    interval = f"{100 * found['low']:.0f}–{100 * found['high']:.0f}"
+    success, error = number(100 * found["success"], ".0f", " %"), number(found["rmse"], ".3f")
+    return f"<span>{success}</span> <small>{interval}</small> <span>{error}</span>"
 
 
 def reconstructions(records: Sequence[Mapping]) -> str:
     """Originals beside what came back, a card a leak point: the earliest stage in sight, the others folded."""
-    attacks = [attack for attack in _staged(records) if attack.get("images")]
     cards = []
-    for point in _points(attacks):
-        own = [attack for attack in attacks if attack["leak_point"] == point]
-        first, *others = [stage for stage in STAGES if any(attack["stage"] == stage for attack in own)]
-        folded = "".join(
-            f"<details><summary>{stage} in training</summary>{_faces(records, stage, own)}</details>"
-            for stage in others
-        )
-        shown = f"<h3>{text(point)}, {first} in training</h3>{_faces(records, first, own)}"
-        cards.append(f"<section>{shown}{folded}</section>")
-    return f'<h2>What came back</h2><div class="grid">{"".join(cards)}</div>\n' if cards else ""
+    for point, attacks in _staged(records).items():
+        own = [attack for attack in attacks if attack.get("images")]
+        stages = _stages(own)
+        if stages:
+            first, *others = stages
+            shown = {stage: _faces(records, _of(own, stage=stage)) for stage in stages}
+            rest = "".join(folded(f"{stage} in training", shown[stage]) for stage in others)
+            title = f"<h3>{text(point)}, {first} in training</h3>"
+            cards.append(f"<section>{title}{shown[first]}{rest}</section>")
+    return words("reconstructions", cards="".join(cards)) if cards else ""
 
 
-def _faces(records, stage: str, attacks) -> str:
+def _faces(records, attacks) -> str:
     """The images of one leak point at one stage, a row a variant."""
-    names = tables.variants(records)
-    palette = figures.colours(names)
     rows, truth = [], None
-    for variant in names:
-        own = [attack for attack in attacks if attack["variant"] == variant and attack["stage"] == stage]
+    for variant in tables.variants(records):
+        own = _of(attacks, variant=variant)
         if not own:
             continue
         best = tables.strongest(own)[0]
@@ -95,11 +91,10 @@ def _faces(records, stage: str, attacks) -> str:
         )
         if truth is None or not np.array_equal(truth, originals):
             truth = originals
-            rows.append(figures.strip("<b>originals</b>", truth, "original", "truth"))
+            rows.append(strip("<b>originals</b>", truth, "original", "truth"))
         error = best["metrics"]["rmse"]
-        title = f"{swatch(palette[variant])}{text(label(variant))}"
-        title += "" if error is None else f"<small>RMSE {error:.3f}</small>"
-        rows.append(figures.strip(title, found, f"reconstruction, {label(variant)}"))
+        title = named(records, variant) + ("" if error is None else f"<small>RMSE {error:.3f}</small>")
+        rows.append(strip(title, found, f"reconstruction, {figures.label(variant)}"))
     return table(f"<tbody>{''.join(rows)}</tbody>", "faces")
 
 
@@ -110,26 +105,19 @@ def noise(records: Sequence[Mapping]) -> str:
         "dashed line the attacker would do better to guess the mean image."
     )
     shown = framed(figures.success_over_noise(records), "Undefended gradients with growing noise", caption)
-    return f'<h2>How much noise stops the attack</h2><div class="grid">{shown}</div>\n' if shown else ""
+    return words("noise", figure=shown) if shown else ""
 
 
 def knowledge(records: Sequence[Mapping]) -> str:
     """What each attack was granted, folded."""
-    granted: dict[str, list[str]] = {}
+    granted: dict[str, dict[str, None]] = {}
     for attack in of_kind(records, "attack"):
         known = attack["knowledge"]
         if isinstance(known, Mapping):
             known = "; ".join(f"{key.replace('_', ' ')}: {value}" for key, value in known.items())
-        granted.setdefault(attack["attack"], []).append(str(known))
-    if not granted:
-        return ""
-    entries = ""
-    for name, sentences in granted.items():
-        different = list(dict.fromkeys(sentences))
-        items = "".join(f"<li>{text(sentence)}</li>" for sentence in different)
-        entries += f"<details><summary>{text(name)} ({len(different)})</summary><ul>{items}</ul></details>"
-    return (
-        "<h2>What the attacker knows</h2><p>An attack is as strong as what it is granted. The restart and "
-        "the moment to stop are chosen by the attack's own objective, never by looking at the original.</p>"
-        f'<div class="card">{entries}</div>\n'
+        granted.setdefault(attack["attack"], {})[str(known)] = None
+    entries = (
+        folded(f"{text(name)} ({len(known)})", f"<ul>{tagged('li', map(text, known))}</ul>")
+        for name, known in granted.items()
     )
+    return words("knowledge", entries="".join(entries)) if granted else ""

@@ -1,11 +1,13 @@
 """Tables over records: a row a variant, mean and spread over seeds."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from jaxdp.intervals import wilson
+from jaxdp.laboratory.console import line
 from jaxdp.laboratory.records import of_kind
 
 if TYPE_CHECKING:
@@ -47,21 +49,20 @@ def variants(records: Sequence[Mapping]) -> list[str]:
     return sorted(names, key=rank)
 
 
-def mean_and_spread(values: Sequence[float | None]) -> tuple[float, float]:
+def _mean_and_spread(values: Sequence[float | None]) -> tuple[float, float]:
     """Mean and sample standard deviation; NaN where there are too few values."""
     present = [value for value in values if value is not None]
-    mean = float(np.mean(present)) if present else float("nan")
-    return mean, float(np.std(present, ddof=1)) if len(present) > 1 else float("nan")
+    mean = float(np.mean(present)) if present else math.nan
+    return mean, float(np.std(present, ddof=1)) if len(present) > 1 else math.nan
 
 
-def epsilons(runs: Sequence[Mapping]) -> tuple[str, bool]:
+def _epsilon(runs: Sequence[Mapping]) -> tuple[str, bool]:
     """The epsilon of a variant's runs in words, and whether it is a guarantee."""
     stated = [run["privacy"]["epsilon"] for run in runs]
     guaranteed = all(run["privacy"]["private"] for run in runs)
-    if any(epsilon is None for epsilon in stated):
+    if None in stated:
         return "none", False
-    span = f"{max(stated):.3f}"
-    return (span, True) if guaranteed else (f"nominal {span}", False)
+    return f"{'' if guaranteed else 'nominal '}{max(stated):.3f}", guaranteed
 
 
 def summary(records: Sequence[Mapping]) -> "pd.DataFrame":
@@ -75,28 +76,27 @@ def summary(records: Sequence[Mapping]) -> "pd.DataFrame":
 
     rows = []
     for variant in variants(records):
-        runs = [record for record in of_kind(records, "train") if record["variant"] == variant]
-        epsilon, guaranteed = epsilons(runs)
-        accuracy, accuracy_spread = mean_and_spread([run["metrics"]["test_accuracy"] for run in runs])
-        ms, ms_spread = mean_and_spread([run["metrics"]["ms_per_step"] for run in runs])
-        if runs and all("ms_per_step_spread" in run["metrics"] for run in runs):
-            ms_spread, _ = mean_and_spread([run["metrics"]["ms_per_step_spread"] for run in runs])
-        throughput, _ = mean_and_spread([run["metrics"]["examples_per_second"] for run in runs])
-        attacks = [record for record in of_kind(records, "attack") if record["variant"] == variant]
+        runs, attacks = (
+            [record for record in of_kind(records, kind) if record["variant"] == variant]
+            for kind in ("train", "attack")
+        )
+        epsilon, guaranteed = _epsilon(runs)
+        means, spreads = {}, {}
+        for name in ("test_accuracy", "ms_per_step", "ms_per_step_spread", "examples_per_second"):
+            means[name], spreads[name] = _mean_and_spread([run["metrics"].get(name) for run in runs])
+        repeated = all("ms_per_step_spread" in run["metrics"] for run in runs)
         rows.append(
             {
                 "variant": variant, "private": guaranteed, "epsilon": epsilon, "seeds": len(runs),
-                "accuracy": accuracy, "accuracy_spread": accuracy_spread, "ms_per_step": ms,
-                "ms_spread": ms_spread, "examples_per_second": throughput, **resilience(protected(attacks)),
+                "accuracy": means["test_accuracy"], "accuracy_spread": spreads["test_accuracy"],
+                "ms_per_step": means["ms_per_step"],
+                "ms_spread": means["ms_per_step_spread"] if repeated else spreads["ms_per_step"],
+                "examples_per_second": means["examples_per_second"],
+                # What leaks after noise was added; where nothing was (no privacy), all that leaks.
+                **resilience([attack for attack in attacks if attack["noise_std"]] or attacks),
             }
         )  # fmt: skip
     return pd.DataFrame(rows)
-
-
-def protected(attacks: Sequence[Mapping]) -> list[Mapping]:
-    """The attacks on what leaks after noise was added; all of them where nothing was (no privacy)."""
-    noised = [attack for attack in attacks if attack["noise_std"]]
-    return noised or list(attacks)
 
 
 def strongest(attacks: Sequence[Mapping]) -> list[Mapping]:
@@ -104,7 +104,7 @@ def strongest(attacks: Sequence[Mapping]) -> list[Mapping]:
 
     def strength(attack):
         error = attack["metrics"]["rmse"]
-        return attack["metrics"]["success"][0], -(float("inf") if error is None else error)
+        return attack["metrics"]["success"][0], -math.inf if error is None else -error
 
     best: dict[tuple, Mapping] = {}
     for attack in attacks:
@@ -116,28 +116,26 @@ def strongest(attacks: Sequence[Mapping]) -> list[Mapping]:
 
 def resilience(attacks: Sequence[Mapping]) -> dict[str, float]:
     """The strongest attacks pooled: share of successes with its Wilson interval, medians of the errors."""
-    numbers = {
-        name: float("nan") for name in ("success", "low", "high", "rmse", "psnr", "ssim", "iterations")
-    }
-    if not attacks:
-        return numbers
-    attacks = strongest(attacks)
-    victims = sum(attack["metrics"]["victims"] for attack in attacks)
-    hits = sum(round(attack["metrics"]["success"][0] * attack["metrics"]["victims"]) for attack in attacks)
-    share = wilson(hits, victims)
-    numbers.update(success=share.estimate, low=share.low, high=share.high)
+    found = [attack["metrics"] for attack in strongest(attacks)]
+    share = [math.nan] * 3
+    if found:
+        hits = sum(round(metrics["success"][0] * metrics["victims"]) for metrics in found)
+        share = wilson(hits, sum(metrics["victims"] for metrics in found))
+    numbers = dict(zip(("success", "low", "high"), share, strict=True))
     for name in ("rmse", "psnr", "ssim", "iterations"):
-        values = [attack["metrics"].get(name) for attack in attacks]
-        present = [value for value in values if value is not None]
-        numbers[name] = float(np.median(present)) if present else float("nan")
+        present = [metrics[name] for metrics in found if metrics.get(name) is not None]
+        numbers[name] = float(np.median(present)) if present else math.nan
     return numbers
 
 
-def plus_minus(mean: float, spread: float, digits: int = 1, unit: str = "") -> str:
+def number(value: float, form: str, unit: str = "") -> str:
+    """A number with its unit, a dash where there is none."""
+    return "–" if math.isnan(value) else f"{value:{form}}{unit}"
+
+
+def plus_minus(mean: float, spread: float, digits: int = 1) -> str:
     """`mean ± spread`, without the spread where there is one value, a dash where there is none."""
-    if np.isnan(mean):
-        return "–"
-    return f"{mean:.{digits}f}" + ("" if np.isnan(spread) else f" ± {spread:.{digits}f}") + unit
+    return number(mean, f".{digits}f", "" if math.isnan(spread) else f" ± {spread:.{digits}f}")
 
 
 def formatted(records: Sequence[Mapping]) -> "pd.DataFrame":
@@ -145,26 +143,18 @@ def formatted(records: Sequence[Mapping]) -> "pd.DataFrame":
     import pandas as pd
 
     def cells(row):
-        success = "–" if np.isnan(row["success"]) else f"{100 * row['success']:.0f}"
-        if success != "–":
-            success += f" [{100 * row['low']:.0f}, {100 * row['high']:.0f}]"
-        rate = row["examples_per_second"]
+        interval = f" [{100 * row['low']:.0f}, {100 * row['high']:.0f}]"
         return {
             "variant": row["variant"],
             "epsilon": row["epsilon"],
             "accuracy %": plus_minus(100 * row["accuracy"], 100 * row["accuracy_spread"]),
             "ms / step": plus_minus(row["ms_per_step"], row["ms_spread"], 2),
-            "examples / s": "–" if np.isnan(rate) else f"{rate:,.0f}",
-            "attack success %": success,
-            "RMSE": "–" if np.isnan(row["rmse"]) else f"{row['rmse']:.3f}",
+            "examples / s": number(row["examples_per_second"], ",.0f"),
+            "attack success %": number(100 * row["success"], ".0f", interval),
+            "RMSE": number(row["rmse"], ".3f"),
         }
 
     return pd.DataFrame([cells(row) for row in summary(records).to_dict("records")], columns=list(_WIDTHS))
-
-
-def _line(cells: Mapping[Any, str]) -> str:
-    """Cells side by side, each as wide as its column."""
-    return "".join(f"{cells[name]:{'<' if w < 0 else '>'}{abs(w)}}" for name, w in _WIDTHS.items())
 
 
 def checked_in_words(records: Sequence[Mapping]) -> str:
@@ -184,8 +174,9 @@ def table(records: Sequence[Mapping]) -> str:
 
 
 def _table(records: Sequence[Mapping]) -> str:
-    head = _line({name: name for name in _WIDTHS})
-    lines = [head, "-" * len(head), *(_line(row) for row in formatted(records).to_dict("records"))]
+    head = line(_WIDTHS, list(_WIDTHS))
+    rows = formatted(records).to_dict("records")
+    lines = [head, "-" * len(head), *(line(_WIDTHS, list(row.values())) for row in rows)]
     if not records:
         return "\n".join(lines)
     runs = of_kind(records, "train")
@@ -212,4 +203,4 @@ def markdown(header: Sequence[Any], rows: Iterable[Sequence[Any]]) -> str:
     <BLANKLINE>
     """
     lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines) + "\n"
+    return "".join(f"| {' | '.join(map(str, cells))} |\n" for cells in lines)

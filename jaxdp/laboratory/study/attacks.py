@@ -19,17 +19,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from jaxdp import atomic, clipping, gradients, intervals, models, schedules
+from jaxdp import atomic, clipping, intervals, schedules
 from jaxdp.accounting import reconstruction
 from jaxdp.accounting.ledger import Ledger
-from jaxdp.attacks import candidates as hypotheses
-from jaxdp.attacks import public_knowledge
-from jaxdp.laboratory import records as results
+from jaxdp.attacks import candidates
 from jaxdp.laboratory.comparison.exposure import Bench, Case
-from jaxdp.laboratory.study.setups import CLAIM, StudyConfig, Trial, settings
-from jaxdp.laboratory.study.trials import Workshop, choose, targets
+from jaxdp.laboratory.records import attack_record
+from jaxdp.laboratory.study.setups import CLAIM, StudyConfig, Trial, targets
+from jaxdp.laboratory.study.trials import Workshop, choose
 from jaxdp.plan import Plan
-from jaxdp.training import configured
+from jaxdp.records import plain
 
 CANDIDATES = 10
 PRIOR = 1 / CANDIDATES
@@ -101,12 +100,10 @@ def walk(workshop: Workshop, variant: str, epsilon: float | None) -> Path:
     assert clipper is not None and run.plan.schedule is not None
     if variant == "quantile":
         measured = [run.config.l2_norm_clip, *result.curves["l2_norm_clip"]]
-    elif variant == "l2_max":
+    elif clipper.sensitivity is None:  # of l2-max
         measured = [_mean_sensitivity(workshop, params) for params in snapshots]
     else:
-        sensitivity = clipper.sensitivity
-        assert sensitivity is not None  # only l2_max has none
-        measured = [float(sensitivity((), step)) for step in range(0, steps + 1, every)]
+        measured = [float(clipper.sensitivity((), step)) for step in range(0, steps + 1, every)]
     paused = np.minimum(every * np.arange(len(measured)), steps)
     bounds = np.interp(np.arange(steps), paused, measured)
     sigma = schedules.values(run.plan.schedule, steps)
@@ -120,21 +117,8 @@ def _mean_sensitivity(workshop: Workshop, params: PyTree, examples: int = 256) -
     """The noise scale that l2-max would use at these parameters, over a part of the training data."""
     dataset, clipper = workshop.dataset, clipping.l2_max()
     batch = (dataset.to_float(dataset.train_x[:examples]), jnp.asarray(dataset.train_y[:examples]))
-    _, grads = _per_example(workshop)(params, batch)
+    _, grads = workshop.per_example(params, batch)
     return float(clipper.noise_scale(clipper.clip(grads, (), 0, jnp.ones(len(batch[1]), bool)), (), 0))
-
-
-@functools.lru_cache(maxsize=8)
-def _per_example(workshop: Workshop):
-    return jax.jit(gradients.per_example(loss(workshop), method="dense"))
-
-
-@functools.lru_cache(maxsize=8)
-def loss(workshop: Workshop):
-    """The loss of one example: the same object for all runs, so that programs are compiled once."""
-    trial = Trial(variant="non_private", epsilon=None, learning_rate=1.0, seed=0)
-    config = settings(workshop.name, workshop.setup, trial)
-    return models.cross_entropy(configured.model(config, workshop.dataset))
 
 
 def spans(steps: int) -> dict[str | None, tuple[int, int]]:
@@ -156,112 +140,92 @@ def informed(
     count = config.candidate_sets * CANDIDATES
     x = np.asarray(workshop.dataset.to_float(workshop.dataset.test_x[:count]))
     y = np.asarray(workshop.dataset.test_y[:count])
-    sets = len(x) // CANDIDATES
+    sets = range(len(x) // CANDIDATES)
     clip = "none" if variant == "l2_max" else "flat"
 
     def gram(s: int, i: int):
         rows = slice(s * CANDIDATES, (s + 1) * CANDIDATES)
-        step = min(i * path.every, len(path.bounds) - 1)
-        return hypotheses.gram(loss(workshop), clip, path.snapshots[i], x[rows], y[rows], path.bounds[step])
+        bound = path.bounds[min(i * path.every, len(path.bounds) - 1)]
+        return candidates.gram(workshop.loss_fn, clip, path.snapshots[i], x[rows], y[rows], bound)
 
-    grams = np.asarray([[gram(s, i) for i in range(len(path.snapshots) - 1)] for s in range(sets)])
+    grams = np.asarray([[gram(s, i) for i in range(len(path.snapshots) - 1)] for s in sets])
     along = np.repeat(grams, path.every, axis=1)
-    adjacency, found = CLAIM.adjacency, []
+    found = []
     for stage, (start, stop) in spans(len(path.noise)).items():
         rate = 1.0 if stage else path.plan.sampling.rate
         noise = jnp.asarray(path.noise[start:stop], jnp.float32)
-        hits = np.concatenate(
-            [
-                hypotheses.informed_adversary(
-                    along[s, start:stop], noise, jax.random.key(s), trials=config.trials, sampling_rate=rate
-                )[:, -1]
-                for s in range(sets)
-            ]
-        )  # fmt: skip
-        bound = of_one_step = None
-        if path.ledger.private:
-            of = functools.partial(reconstruction.bound, path.ledger, PRIOR, adjacency=adjacency)
-            bound = of(start=start, stop=stop, amplified=stage is None)
-            of_one_step = of(start=start, stop=start + 1, amplified=stage is None)
+        trials = functools.partial(candidates.informed_adversary, trials=config.trials, sampling_rate=rate)
+        hits = [trials(along[s, start:stop], noise, jax.random.key(s))[:, -1] for s in sets]
+        spent = functools.partial(_bound, path.ledger, amplified=stage is None, start=start)
         found.append(
-            results.attack_record(
+            attack_record(
                 variant=variant, seed=0, config={"data": workshop.name, "epsilon": epsilon}, stage=stage,
                 step=start, leak_point=f"sums of steps {start} to {stop - 1}", attack="informed adversary",
                 noise_std=float(path.noise[start:stop].mean()),
                 knowledge=f"parameters, the rest of each batch, {CANDIDATES} candidates for one example, "
                 + ("in every batch" if stage else "drawn at the sampling rate"),
                 metrics={
-                    "victims": hits.size, "success": intervals.success_rate(hits), "rmse": None,
-                    "rmse_mean_image": None, "iterations": None, "bound": bound,
-                    "bound_of_one_step": of_one_step, "chance": PRIOR,
+                    "victims": len(sets) * config.trials, "rmse": None, "rmse_mean_image": None,
+                    "success": intervals.success_rate(np.concatenate(hits)), "iterations": None,
+                    "bound": spent(stop=stop), "bound_of_one_step": spent(stop=start + 1), "chance": PRIOR,
                 },
             )
         )  # fmt: skip
     return found
 
 
+def _bound(ledger: Ledger, **steps) -> float | None:
+    """The most that any adversary reaches; None where nothing is private."""
+    if not ledger.private:
+        return None
+    return reconstruction.bound(ledger, PRIOR, adjacency=CLAIM.adjacency, **steps)
+
+
 def images(workshop: Workshop, paths: dict[str, Path], config: AttackConfig) -> list[dict]:
     """The records of the image attack: each leak point and stage, each variant's noise times one factor."""
-    dataset, n = workshop.dataset, config.victims
-    bench = Bench(
-        loss_fn=loss(workshop),
-        x=np.asarray(dataset.to_float(dataset.test_x[:n])),
-        y=np.asarray(dataset.test_y[:n]),
-        public=public_knowledge(
-            np.asarray(dataset.to_float(dataset.train_x[:512])), np.asarray(dataset.train_y[:512]),
-            classes=len(dataset.classes),
-        ),
-        classes=len(dataset.classes),
-        l2_norm_clip=1.0,
-        iterations=config.iterations,
+    n, size = config.victims, config.batch_size
+    bench = Bench.of(
+        workshop.dataset, workshop.loss_fn, victims=n, l2_norm_clip=1.0, iterations=config.iterations,
         settings={"data": workshop.name, "epsilon": config.image_epsilon},
     )  # fmt: skip
-    alone: list[Case] = []
     dimension = sum(leaf.size for leaf in jax.tree.leaves(paths["fixed"].snapshots[0]))
     unit = paths["fixed"].noise[0] * np.sqrt(dimension)
-    levels = []
-    for variant, path in paths.items():
-        steps = len(path.noise)
-        for stage, step in {"early": 0, "middle": steps // 2, "late": steps - 1}.items():
-            for level in config.levels:
-                std = np.full(n, level * path.noise[step] / unit, np.float32)
-                levels.append(level)
-                alone.append(
-                    Case(
-                        variant=variant, stage=stage, step=step, params=path.at(step), point="noised",
-                        clip="flat", noise_std=std, bound=float(path.bounds[step]),
-                    )
-                )  # fmt: skip
-    together = [
-        dataclasses.replace(
-            case, point="noised batch", noise_std=case.noise_std[:: config.batch_size] / config.batch_size
+    steps = len(paths["fixed"].noise)
+    alone = [
+        Case(
+            variant=variant, stage=stage, step=step, params=path.at(step), point="noised", clip="flat",
+            noise_std=np.full(n, level * path.noise[step] / unit, np.float32),
+            bound=float(path.bounds[step]), facts={"level": level},
         )
+        for variant, path in paths.items()
+        for stage, step in {"early": 0, "middle": steps // 2, "late": steps - 1}.items()
+        for level in config.levels
+    ]  # fmt: skip
+    together = [
+        dataclasses.replace(case, point="noised batch", noise_std=case.noise_std[::size] / size)
         for case in alone
     ]
     few = dataclasses.replace(bench, x=bench.x[: config.exact_victims], y=bench.y[: config.exact_victims])
-    nothing = np.zeros(len(few.x), np.float32)
+    nothing = {"noise_std": np.zeros(len(few.x), np.float32), "facts": {"level": None}}
     before = [
-        dataclasses.replace(case, point=point, clip=clip, noise_std=nothing)
+        dataclasses.replace(case, point=point, clip=clip, **nothing)
         for case in alone[:: len(config.levels)]
         if case.variant in config.exact_variants
         for point, clip in (("raw", "none"), ("clipped", "flat"))
     ]
     found = few.expose(before, batch_size=1, unnoised=True, seed=1) if before else []
     found += bench.expose(alone, batch_size=1, unnoised=False, seed=3)
-    found += bench.expose(together, batch_size=config.batch_size, unnoised=False, seed=2)
-    for record, level in zip(found, [*[None] * len(before), *levels, *levels], strict=True):
-        record["metrics"]["level"] = level
-    return found
+    return found + bench.expose(together, batch_size=size, unnoised=False, seed=2)
 
 
 def kept(path: pathlib.Path, wanted: Any, make: Callable[[], Sequence[dict]]) -> list[dict]:
     """The rows of a file, if it was made with the same settings; else made and written now."""
-    wanted = results.plain(wanted)
+    wanted = plain(wanted)
     if path.exists():
         document = json.loads(path.read_text())
         if document["settings"] == wanted:
             return document["rows"]
-    rows = results.plain(list(make()))
+    rows = plain(make())
     atomic.write_text(path, json.dumps({"settings": wanted, "rows": rows}, allow_nan=False) + "\n")
     return rows
 
@@ -270,20 +234,16 @@ def attack(
     workshop: Workshop, study: StudyConfig, config: AttackConfig, log: Callable[[str], Any] = print
 ) -> None:
     """Attacks the runs of a data set, at every epsilon that it was trained at."""
-    common = {
-        "setup": dataclasses.asdict(workshop.setup),
-        "candidate_sets": config.candidate_sets,
-        "trials": config.trials,
-    }
+    sizes = {"candidate_sets": config.candidate_sets, "trials": config.trials}
+    common = {"setup": dataclasses.asdict(workshop.setup), **sizes}
 
-    def once(variant: str, epsilon: float | None) -> list[dict]:
-        path = walk(workshop, variant, epsilon)
-        return informed(workshop, path, variant, epsilon, config)
+    def make(variant: str, epsilon: float | None) -> list[dict]:
+        return informed(workshop, walk(workshop, variant, epsilon), variant, epsilon, config)
 
     for variant in (variant for variant in INFORMED_VARIANTS if variant in study.variants):
         for epsilon in targets(study, workshop.setup, variant):
             file = workshop.folder / f"informed-{variant}-eps{epsilon:g}.json"
-            kept(file, common, functools.partial(once, variant, epsilon))
+            kept(file, common, functools.partial(make, variant, epsilon))
             log(f"{workshop.name} {variant} epsilon {epsilon:g}: informed adversary")
 
 
@@ -292,7 +252,7 @@ def attack_images(workshop: Workshop, study: StudyConfig, config: AttackConfig) 
     chosen = [variant for variant in IMAGE_VARIANTS if variant in study.variants]
     common = {"setup": dataclasses.asdict(workshop.setup), "variants": chosen, **dataclasses.asdict(config)}
 
-    def make():
+    def make() -> list[dict]:
         paths = {variant: walk(workshop, variant, config.image_epsilon) for variant in chosen}
         return images(workshop, paths, config)
 

@@ -11,37 +11,41 @@ from jaxdp.laboratory.study.setups import SELECTION_SEED, VARIANTS
 from jaxdp.laboratory.study.trials import best_rate
 
 Row = Mapping[str, Any]
+Cell = tuple[str, float | None]
 STAGES = ("early", "middle", "late", None)
 INFORMED = "informed adversary"
 
 
-def chosen_rates(rows: Iterable[Row]) -> dict[tuple[str, float | None], float]:
+def chosen_rates(rows: Iterable[Row]) -> dict[Cell, float]:
     """(variant, epsilon) -> the rate that `trials.choose` chose, where the rows are those of one grid."""
-    measured: dict[tuple[str, float | None], dict[float, list[float]]] = {}
+    measured: dict[Cell, dict[float, list[float]]] = {}
     for row in rows:
         if row["seed"] >= SELECTION_SEED:
-            own = measured.setdefault(_key(row), {})
+            own = measured.setdefault((row["variant"], row["target"]), {})
             own.setdefault(row["learning_rate"], []).append(row["validation_accuracy"])
     return {key: best_rate(own) for key, own in measured.items()}
 
 
-def _key(row: Row) -> tuple[str, float | None]:
-    return row["variant"], row["target"]
+def cell(variant: str, epsilon: float) -> Cell:
+    """Where a variant's runs are found that stand in the column of an epsilon."""
+    return variant, None if variant == "non_private" else epsilon
 
 
 def reported(rows: Sequence[Row]) -> list[Row]:
     """The runs that are reported: at the chosen learning rate, and not those that chose it."""
     rates = chosen_rates(rows)
     return [
-        row for row in rows if row["seed"] < SELECTION_SEED and row["learning_rate"] == rates.get(_key(row))
+        row
+        for row in rows
+        if row["seed"] < SELECTION_SEED and row["learning_rate"] == rates.get((row["variant"], row["target"]))
     ]
 
 
-def by_seed(rows: Sequence[Row]) -> dict[tuple[str, float | None], dict[int, float]]:
+def by_seed(rows: Sequence[Row]) -> dict[Cell, dict[int, float]]:
     """(variant, epsilon) -> seed -> test accuracy."""
-    found: dict[tuple[str, float | None], dict[int, float]] = {}
+    found: dict[Cell, dict[int, float]] = {}
     for row in reported(rows):
-        found.setdefault(_key(row), {})[row["seed"]] = row["test_accuracy"]
+        found.setdefault((row["variant"], row["target"]), {})[row["seed"]] = row["test_accuracy"]
     return found
 
 
@@ -52,13 +56,13 @@ def accuracies(rows: Sequence[Row]) -> dict[str, dict[float, Interval]]:
     found: dict[str, dict[float, Interval]] = {}
     for variant in VARIANTS:
         for epsilon in epsilons:
-            seeds = cells.get((variant, None if variant == "non_private" else epsilon))
+            seeds = cells.get(cell(variant, epsilon))
             if seeds:
                 found.setdefault(variant, {})[epsilon] = t_interval(list(seeds.values()))
     return found
 
 
-def difference(rows: Sequence[Row], first: tuple, second: tuple) -> Interval | None:
+def difference(rows: Sequence[Row], first: Cell, second: Cell) -> Interval | None:
     """Mean of the differences between runs of the same seed, with Student's interval."""
     cells = by_seed(rows)
     a, b = cells.get(first, {}), cells.get(second, {})
@@ -66,17 +70,11 @@ def difference(rows: Sequence[Row], first: tuple, second: tuple) -> Interval | N
     return t_interval([a[seed] - b[seed] for seed in shared]) if len(shared) > 1 else None
 
 
-def verdicts(runs, names: Sequence[str]) -> dict[str, list[tuple[str, str, float, Interval]]]:
-    """Differences to fixed at equal epsilon, sorted into better, worse and undecided by their intervals."""
-    found: dict[str, list] = {"better": [], "worse": [], "undecided": []}
-    for data, (_, rows) in runs.items():
-        for variant in names:
-            for epsilon in sorted({e for v, e in by_seed(rows) if v == variant and e is not None}):
-                d = difference(rows, (variant, epsilon), ("fixed", epsilon))
-                if d is not None:
-                    kind = "better" if d.low > 0 else "worse" if d.high < 0 else "undecided"
-                    found[kind].append((data, variant, epsilon, d))
-    return found
+def _gains(rows: Sequence[Row], names: Sequence[str]) -> list[Interval]:
+    """Differences of variants to fixed, at each epsilon of theirs."""
+    cells = sorted((variant, e) for variant, e in by_seed(rows) if variant in names and e is not None)
+    found = [difference(rows, own, ("fixed", own[1])) for own in cells]
+    return [gain for gain in found if gain is not None]
 
 
 class Claim(NamedTuple):
@@ -94,27 +92,30 @@ def claims(runs, attacks, published: Sequence[Row]) -> list[Claim]:
         (("scheduled_clip",), "a falling clip bound (1.5 C to 0.5 C)"),
         (("quantile",), "quantile clipping"),
     ):
-        v = verdicts(runs, names)
-        better, worse, open_ = (len(v[kind]) for kind in ("better", "worse", "undecided"))
-        every = [d.estimate for kind in v.values() for *_, d in kind]
+        gains = {name: _gains(rows, names) for name, (_, rows) in runs.items()}
+        every = [gain for own in gains.values() for gain in own]
         if every:
-            studied = [name for name in runs if any(data == name for kind in v.values() for data, *_ in kind)]
-            each = "; ".join(_of_data_set(v, name) for name in studied)
+            better, worse, mean = _tally(every)
+            each = "; ".join(_of_data_set(name, own) for name, own in gains.items() if own)
             text = (
                 f"Accuracy of {words} against fixed parameters: better in {better} of {len(every)} "
-                f"comparisons of data set, variant and epsilon, worse in {worse}, undecided in {open_}; "
-                f"mean difference {100 * np.mean(every):+.2f} points. By data set, better / worse / "
-                f"undecided, mean: {each}."
+                f"comparisons of data set, variant and epsilon, worse in {worse}, undecided in "
+                f"{len(every) - better - worse}; mean difference {100 * mean:+.2f} points. By data set, "
+                f"better / worse / undecided, mean: {each}."
             )
-            made.append(Claim(_sign(better, worse, len(every), float(np.mean(every))), text))
+            made.append(Claim(_sign(better, worse, len(every), mean), text))
     return made + _of_adversary(attacks) + _of_published(published)
 
 
-def _of_data_set(found: Mapping[str, list], name: str) -> str:
-    own = {kind: [d.estimate for data, *_, d in rows if data == name] for kind, rows in found.items()}
-    mean = np.mean([value for values in own.values() for value in values])
-    counts = " / ".join(str(len(own[kind])) for kind in ("better", "worse", "undecided"))
-    return f"{name} {counts}, {100 * mean:+.1f}"
+def _tally(gains: Sequence[Interval]) -> tuple[int, int, float]:
+    """How many are above 0, how many below it, and their mean."""
+    mean = float(np.mean([gain.estimate for gain in gains]))
+    return sum(gain.low > 0 for gain in gains), sum(gain.high < 0 for gain in gains), mean
+
+
+def _of_data_set(name: str, gains: Sequence[Interval]) -> str:
+    better, worse, mean = _tally(gains)
+    return f"{name} {better} / {worse} / {len(gains) - better - worse}, {100 * mean:+.1f}"
 
 
 def _sign(for_: int, against: int, of: int, gain: float) -> bool | None:
@@ -167,9 +168,8 @@ def _beside_fixed(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
         return row["data"], row["target"], row["leak_point"], row.get("level")
 
     fixed = {leak(row): row for row in rows if row["variant"] == "fixed"}
-    return [
-        (row, fixed[leak(row)]) for row in rows if row["variant"] in schedules.DYNAMIC and leak(row) in fixed
-    ]
+    dynamic = [row for row in rows if row["variant"] in schedules.DYNAMIC]
+    return [(row, fixed[leak(row)]) for row in dynamic if leak(row) in fixed]
 
 
 def _images_compared(rows: Sequence[Row], stage: str | None) -> Claim | None:
@@ -177,13 +177,13 @@ def _images_compared(rows: Sequence[Row], stage: str | None) -> Claim | None:
     gains = [t_interval(errors(row) - errors(fixed)) for row, fixed in _beside_fixed(rows)]
     if not gains:
         return None
-    farther, closer = sum(g.low > 0 for g in gains), sum(g.high < 0 for g in gains)
+    farther, closer, mean = _tally(gains)
     text = (
         f"Images behind noise scaled down, {stage} in the run: reconstructions from dynamic schedules are "
         f"farther from the truth than from the fixed one in {farther} of {len(gains)} comparisons (paired by "
-        f"gradient), closer in {closer}; mean difference in RMSE {np.mean([g.estimate for g in gains]):+.3f}."
+        f"gradient), closer in {closer}; mean difference in RMSE {mean:+.3f}."
     )
-    return Claim(_sign(farther, closer, len(gains), float(np.mean([g.estimate for g in gains]))), text)
+    return Claim(_sign(farther, closer, len(gains), mean), text)
 
 
 def _compared(rows: Sequence[Row], what: str) -> Claim | None:
@@ -224,7 +224,6 @@ def _of_published(published: Sequence[Row]) -> list[Claim]:
     return [Claim(False, more), Claim(gain > 0.005, same)]
 
 
-def _span(values: Iterable[float], digits: int = 3) -> str:
-    values = list(values)
-    low, high = f"{min(values):.{digits}f}", f"{max(values):.{digits}f}"
+def _span(values: Iterable[float]) -> str:
+    low, *_, high = (f"{value:.3f}" for value in sorted(values))
     return low if low == high else f"{low} to {high}"

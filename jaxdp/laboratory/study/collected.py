@@ -15,19 +15,11 @@ from jaxdp.records import plain
 from jaxdp.records import read as read_record
 
 RUNS, ATTACKS = "runs.jsonl", "attacks.jsonl"
-PUBLISHED, ACCOUNTANTS = "published.jsonl", "accountants.jsonl"
+PUBLISHED_FILE, ACCOUNTANTS = "published.jsonl", "accountants.jsonl"
 SELECTION = "The learning rate was chosen on held-out private examples: epsilon does not cover that choice."
 _OF_ATTACK = (
-    "victims",
-    "success",
-    "rmse",
-    "rmse_of_each",
-    "batch_size",
-    "rmse_mean_image",
-    "labels",
-    "bound",
-    "bound_of_one_step",
-    "level",
+    *("victims", "success", "rmse", "rmse_of_each", "batch_size", "rmse_mean_image"),
+    *("labels", "bound", "bound_of_one_step", "level"),
 )
 _DIFFERS = {
     *("schedule", "noise_multiplier", "scale", "target_epsilon", "clipping", "l2_norm_clip"),
@@ -43,12 +35,9 @@ def run_row(record: Mapping) -> dict[str, Any]:
         "target": asked["target_epsilon"],
         "learning_rate": asked["learning_rate"],
         "seed": record["seed"],
-        "validation_accuracy": metrics["validation_accuracy"],
-        "test_accuracy": metrics["test_accuracy"],
+        **{name: metrics[name] for name in ("validation_accuracy", "test_accuracy")},
         **{name: privacy[name] for name in ("private", "nominal", "epsilon")},
-        "schedule": record["config"]["schedule"],
-        "noise_multiplier": record["config"]["noise_multiplier"],
-        "scale": record["config"]["scale"],
+        **{name: record["config"][name] for name in ("schedule", "noise_multiplier", "scale")},
     }
 
 
@@ -60,14 +49,7 @@ def attack_row(record: Mapping) -> dict[str, Any]:
 
 
 def collect(folder: pathlib.Path, output: pathlib.Path) -> list[pathlib.Path]:
-    """Gathers the records of a study.
-
-    Args:
-      folder: where its record files are, a folder a data set.
-      output: gets a folder a data set, and what was accounted for alone.
-
-    Returns:
-      The files written.
+    """Gathers the records of a study, from a folder a data set into another; returns the files written.
 
     Raises:
       FileNotFoundError: no record in the folder.
@@ -78,22 +60,15 @@ def collect(folder: pathlib.Path, output: pathlib.Path) -> list[pathlib.Path]:
         found = [read_record(file) for file in sorted(path.glob("train-*.json"))]
         if found:
             _check_grids(path.name, found)
-            written.append(_write(output / path.name / RUNS, _head(found), [run_row(r) for r in found]))
-        attacks = [
-            attack_row(record)
-            for pattern in ("informed-*.json", "images.json")
-            for file in sorted(path.glob(pattern))
-            for record in json.loads(file.read_text())["rows"]
-        ]
-        if attacks:
-            files = [*sorted(path.glob("informed-*.json")), *path.glob("images.json")]
-            head = {
-                "settings": {
-                    file.stem: json.loads(file.read_text())["settings"] for file in (files[0], files[-1])
-                }
-            }
-            written.append(_write(output / path.name / ATTACKS, head, attacks))
-    for name in (PUBLISHED, ACCOUNTANTS):
+            written.append(_write(output / path.name / RUNS, _head(found), map(run_row, found)))
+        files = [*sorted(path.glob("informed-*.json")), *path.glob("images.json")]
+        attacks = {file.stem: json.loads(file.read_text()) for file in files}
+        rows = [attack_row(row) for document in attacks.values() for row in document["rows"]]
+        if rows:
+            first, *_, last = [*files, files[-1]]
+            head = {"settings": {file.stem: attacks[file.stem]["settings"] for file in (first, last)}}
+            written.append(_write(output / path.name / ATTACKS, head, rows))
+    for name in (PUBLISHED_FILE, ACCOUNTANTS):
         accounted = folder / name.replace(".jsonl", ".json")
         if accounted.exists():
             written.append(_write(output / name, {}, json.loads(accounted.read_text())["rows"]))
@@ -104,21 +79,16 @@ def collect(folder: pathlib.Path, output: pathlib.Path) -> list[pathlib.Path]:
 
 def _check_grids(data: str, records: list[dict]) -> None:
     """Refuses cells that were judged by other learning rates or seeds than the rest; fewer are under way."""
-    rates: dict[tuple, set] = {}
-    seeds: dict[tuple, set] = {}
-    for record in records:
-        if record["seed"] >= SELECTION_SEED:
-            cell = (record["variant"], record["settings"]["target_epsilon"])
-            rates.setdefault(cell, set()).add(record["settings"]["learning_rate"])
-            seeds.setdefault(cell, set()).add(record["seed"])
-    for judges in (rates, seeds):
+    rows = [run_row(record) for record in records if record["seed"] >= SELECTION_SEED]
+    for name in ("learning_rate", "seed"):
+        judges: dict[tuple, set] = {}
+        for row in rows:
+            judges.setdefault((row["variant"], row["target"]), set()).add(row[name])
         most = max(judges.values(), key=len, default=set())
         for (variant, epsilon), own in judges.items():
             if not own <= most:
-                raise ValueError(
-                    f"records of {data}: {variant} at epsilon={epsilon} was judged by other learning rates "
-                    "or seeds than the rest; collect runs of one grid"
-                )
+                judged = f"{variant} at epsilon={epsilon} was judged by other learning rates or seeds"
+                raise ValueError(f"records of {data}: {judged} than the rest; collect runs of one grid")
 
 
 def _head(records: list[dict]) -> dict[str, Any]:
@@ -127,10 +97,8 @@ def _head(records: list[dict]) -> dict[str, Any]:
     for name in shared[0]:
         values = {str(one.get(name)) for one in shared}
         if len(values) > 1:
-            data = records[0]["settings"]["data"]
-            raise ValueError(
-                f"records of {data}: {name}={', '.join(sorted(values))}: must be the same in all"
-            )
+            stated = f"{name}={', '.join(sorted(values))}"
+            raise ValueError(f"records of {shared[0]['data']}: {stated}: must be the same in all")
     private = next((record for record in records if record["privacy"]["private"]), records[0])
     return {
         "settings": shared[0],
@@ -142,10 +110,9 @@ def _head(records: list[dict]) -> dict[str, Any]:
 
 
 def _write(path: pathlib.Path, head: Mapping, rows: Iterable[Mapping]) -> pathlib.Path:
-    def compact(value):
-        return round(value, 9) if isinstance(value, float) else value
-
-    lines = [head, *({key: compact(value) for key, value in row.items()} for row in rows)]
+    lines = [head]
+    for row in rows:
+        lines.append({key: round(v, 9) if isinstance(v, float) else v for key, v in row.items()})
     atomic.write_text(path, "".join(json.dumps(plain(line), allow_nan=False) + "\n" for line in lines))
     return path
 

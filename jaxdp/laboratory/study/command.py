@@ -10,6 +10,7 @@ from typing import Annotated
 
 import tyro
 
+from jaxdp.laboratory.study import attacks, collected, page, published, trials
 from jaxdp.laboratory.study.setups import StudyConfig
 
 
@@ -69,32 +70,19 @@ def run(config: Run | Attack | Collect | Report) -> None:
     if isinstance(config, Attack):
         _attack(config)
     elif isinstance(config, Run):
-        from jaxdp.laboratory.study import trials
-
-        trials.train(_studied(config), config.output)
+        trials.train(config, config.output)
     elif isinstance(config, Collect):
-        from jaxdp.laboratory.study import collected
-
-        for path in collected.collect(config.records, config.output):
-            print(path)
+        print(*collected.collect(config.records, config.output), sep="\n")
     else:
-        from jaxdp.laboratory.study import page
-
         page.write(config.records, config.costs, config.output)
         print(config.output)
 
 
-def _studied(config: Run) -> StudyConfig:
-    return StudyConfig(**{f.name: getattr(config, f.name) for f in dataclasses.fields(StudyConfig)})
-
-
 def _attack(config: Attack) -> None:
-    from jaxdp.laboratory.study import attacks, published, trials
-
-    studied, settings = _studied(config), attacks.AttackConfig()
-    for workshop in trials.workshops(studied, config.output):
-        attacks.attack(workshop, studied, settings)
+    settings = attacks.AttackConfig()
+    for workshop in trials.workshops(config, config.output):
+        attacks.attack(workshop, config, settings)
         if config.images and workshop.setup.images:
-            attacks.attack_images(workshop, studied, settings)
+            attacks.attack_images(workshop, config, settings)
     attacks.kept(config.output / "published.json", "published", published.published)
     attacks.kept(config.output / "accountants.json", "accountants", published.equal_by_rdp)

@@ -1,139 +1,92 @@
 """Parts of the page of a study: what adversaries made of its runs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from jaxdp.intervals import Interval, median_interval
-from jaxdp.laboratory.report.tables import markdown
 from jaxdp.laboratory.study.claims import INFORMED, STAGES, Row, errors, share
-from jaxdp.laboratory.study.page_parts import FROM
+from jaxdp.laboratory.study.collected import ATTACKS
+from jaxdp.laboratory.study.page_parts import Sources, grid, spread, text
 from jaxdp.laboratory.study.setups import VARIANTS
 
+_COLUMNS = {stage or "whole run": stage for stage in STAGES}
 
-def adversary(attacks, draw: Callable[..., str], where: Callable[[str], str]) -> str:
-    """The section on the informed adversary, beside the reconstruction bound.
 
-    Args:
-      attacks: data set -> collected attacks.
-      draw: makes a figure.
-      where: data set -> the file that its attacks are read from.
-    """
+def adversary(attacks, sources: Sources) -> str:
+    """The section on the informed adversary, beside the reconstruction bound; attacks by data set."""
     parts = []
     for name, (_, found) in attacks.items():
         rows = [row for row in found if row["attack"] == INFORMED]
-        if not rows:
-            continue
-        parts.append(f"### {name}\n")
-        for stage, words in (("early", "early"), ("late", "late"), (None, "whole run")):
-            kind = f"informed_{stage or 'whole'}"
-            parts.append(draw(name, kind, _successes(rows, stage), f"informed adversary, {words}"))
+        if rows:
+            parts.append(f"### {name}\n")
+            for words in ("early", "late", "whole run"):
+                curves = _successes([row for row in rows if row["stage"] == _COLUMNS[words]])
+                kind = f"informed_{words.split()[0]}"
+                parts.append(sources.draw(name, kind, curves, f"informed adversary, {words}"))
         for epsilon in sorted({row["target"] for row in rows}):
-            body = [
-                (variant, *(_with_bound(rows, variant, epsilon, stage) for stage in STAGES))
-                for variant in VARIANTS
-                if any(row["variant"] == variant for row in rows)
-            ]
-            header = ("variant", "early", "middle", "late", "whole run")
-            tables = (
-                f"{FROM.format(where(name))}\n\n{markdown(header, body)}\nBound of one step.\n\n"
-                f"{markdown(header, _of_one_step(rows, epsilon))}"
-            )
-            parts.append(_folded(f"{name}, ε = {epsilon:g}", tables))
-    if not parts:
-        return ""
-    text = (
-        "## (b), (c) The informed adversary and the reconstruction bound\n\n"
-        "Attacks on pixels cannot rank variants where they fail on all, so the adversary is given "
-        "more: the parameters at every twentieth of the run (taken to stay until the next), the rest of each "
-        "batch, and ten candidates for one example. "
-        "Share of right answers in percent (chance: 10) with its interval over trials; after the slash "
-        "the bound that no attack passes, in percent. Early, middle and late: a tenth of the run's "
-        "steps, the example known to be in every batch. Whole run: all steps, the example drawn at the "
-        "sampling rate. `l2_max` has no bound. The table after it has the bound of the first step alone "
-        "of each of these, in percent.\n"
-    )
-    return "\n".join([text, *parts])
+            own = [row for row in rows if row["target"] == epsilon]
+            parts.append(_of_epsilon(own, name=name, epsilon=epsilon, source=sources.stated(name, ATTACKS)))
+    return "\n".join([text("adversary"), *parts]) if parts else ""
 
 
-def _folded(title: str, text: str) -> str:
-    """A part of the page that opens on a click."""
-    return f"<details><summary>{title}</summary>\n\n{text}\n</details>\n"
+def _successes(rows: Sequence[Row]) -> dict[str, dict[float, Interval]]:
+    """Variant -> epsilon -> success."""
+    found = {v: {row["target"]: share(row) for row in rows if row["variant"] == v} for v in VARIANTS}
+    return {variant: own for variant, own in found.items() if own}
 
 
-def _successes(rows, stage: str | None) -> dict[str, dict[float, Interval]]:
-    """Variant -> epsilon -> success at a stage."""
-    found: dict[str, dict[float, Interval]] = {}
-    for variant in VARIANTS:
-        for row in rows:
-            if (row["variant"], row["stage"]) == (variant, stage):
-                found.setdefault(variant, {})[row["target"]] = share(row)
-    return found
+def _of_epsilon(rows: Sequence[Row], **facts) -> str:
+    cells = {(row["variant"], row["stage"]): row for row in rows}
+    names = [variant for variant in VARIANTS if any(key[0] == variant for key in cells)]
+    bounded = [v for v in names if (v, None) in cells and cells[v, None]["bound_of_one_step"] is not None]
+
+    def success(variant: str, stage: str | None) -> str:
+        row = cells.get((variant, stage))
+        if row is None:
+            return "–"
+        bound = "no bound" if row["bound"] is None else f"{100 * row['bound']:.1f}"
+        return f"{spread(share(row), '.0f')} / {bound}"
+
+    return text(
+        "of_epsilon", **facts,
+        successes=grid(names, _COLUMNS, success),
+        bounds=grid(bounded, _COLUMNS, lambda v, s: f"{100 * cells[v, s]['bound_of_one_step']:.1f}"),
+    )  # fmt: skip
 
 
-def _with_bound(rows, variant, epsilon, stage) -> str:
-    own = [r for r in rows if (r["variant"], r["target"], r["stage"]) == (variant, epsilon, stage)]
-    if not own:
-        return "–"
-    bound = "no bound" if own[0]["bound"] is None else f"{100 * own[0]['bound']:.1f}"
-    found = share(own[0])
-    return f"{100 * found.estimate:.0f} [{100 * found.low:.0f}, {100 * found.high:.0f}] / {bound}"
-
-
-def _of_one_step(rows, epsilon) -> list[tuple[str, ...]]:
-    bounds = {(r["variant"], r["stage"]): r["bound_of_one_step"] for r in rows if r["target"] == epsilon}
-    named = dict.fromkeys(variant for variant in VARIANTS if bounds.get((variant, None)) is not None)
-    return [(variant, *(f"{100 * bounds[variant, stage]:.1f}" for stage in STAGES)) for variant in named]
-
-
-def images(attacks, draw: Callable[..., str], where: Callable[[str], str]) -> str:
+def images(attacks, sources: Sources) -> str:
     """The section on the attack on images; its arguments are those of `adversary`."""
     parts = []
     for name, (_, found) in attacks.items():
         rows = [row for row in found if row["attack"] != INFORMED]
         for stage in ("early", "late"):
-            errors = _errors_over_noise(
-                [r for r in rows if (r["stage"], r["leak_point"]) == (stage, "noised")]
-            )
-            what = f"median RMSE, {stage}"
-            parts.append(draw(name, f"images_{stage}", errors, what, "norm of the noise of fixed over C"))
-        for point in dict.fromkeys(row["leak_point"] for row in rows):
-            for level in dict.fromkeys(row.get("level") for row in rows if row["leak_point"] == point):
-                own = [row for row in rows if row["leak_point"] == point and row.get("level") == level]
-                body = []
-                for variant in dict.fromkeys(row["variant"] for row in own):
-                    staged = {row["stage"]: row for row in own if row["variant"] == variant}
-                    body.append((variant, *(_image_cell(staged.get(stage)) for stage in STAGES[:3])))
+            medians: dict[str, dict[float, Interval]] = {}
+            for row in rows:
+                if (row["stage"], row["leak_point"]) == (stage, "noised"):
+                    medians.setdefault(row["variant"], {})[row["level"]] = median_interval(errors(row))
+            over = "norm of the noise of fixed over C"
+            parts.append(sources.draw(name, f"images_{stage}", medians, f"median RMSE, {stage}", over))
+        leaks: dict[str, dict[float | None, list[Row]]] = {}
+        for row in rows:
+            leaks.setdefault(row["leak_point"], {}).setdefault(row.get("level"), []).append(row)
+        for point, levels in leaks.items():
+            for level, own in levels.items():
                 noise = "no noise" if level is None else f"noise {level:g} of C for `fixed`"
-                parts.append(f"### {name}, {point}, {noise}\n\n{FROM.format(where(name))}\n")
-                parts.append(markdown(("variant", "early", "middle", "late"), body))
-    if not any(parts):
-        return ""
-    text = (
-        "## (b) Images\n\nShare of held-out images recognised (RMSE below 0.1) in percent with its interval, "
-        "and the median RMSE with its own, over leaked gradients (of a batch: of the mean over its images), "
-        "by the posterior attack that knows clip bound, "
-        "noise and an image prior (without noise also by attacks that want exact gradients). All variants' "
-        "noise is that of their runs at equal epsilon times **one common factor**, chosen so that the noise of "
-        "`fixed` has the stated norm relative to the clip bound: far less noise than the run had, hence not at "
-        "its epsilon. Without noise no parameter of the mechanism protects anything; where the raw gradient "
-        "does not give the image back, the attack is the "
-        "limit there and not the noise.\n"
-    )
-    return "\n".join([text, *(part for part in parts if part)])
+                parts.append(f"### {name}, {point}, {noise}\n\n{sources.stated(name, ATTACKS)}\n")
+                parts.append(_recognised(own))
+    return "\n".join([text("images"), *filter(None, parts)]) if any(parts) else ""
 
 
-def _errors_over_noise(rows: Sequence[Row]) -> dict[str, dict[float, Interval]]:
-    """Variant -> relative noise of the fixed one -> median RMSE."""
-    found: dict[str, dict[float, Interval]] = {}
-    for row in rows:
-        found.setdefault(row["variant"], {})[row["level"]] = median_interval(errors(row))
-    return found
+def _recognised(rows: Sequence[Row]) -> str:
+    cells = {(row["variant"], row["stage"]): row for row in rows}
 
+    def cell(variant: str, stage: str) -> str:
+        row = cells.get((variant, stage))
+        if row is None:
+            return "–"
+        error = spread(median_interval(errors(row)), ".3f", 1)
+        # Images of one batch share their noise: no independent trials.
+        alone = row["batch_size"] == 1
+        recognised = spread(share(row), ".0f") if alone else f"{100 * share(row).estimate:.0f}"
+        return f"{recognised}, {error}"
 
-def _image_cell(row: Row | None) -> str:
-    if row is None:
-        return "–"
-    found, error = share(row), median_interval(errors(row))
-    recognised = f"{100 * found.estimate:.0f}"
-    if row["batch_size"] == 1:  # images of one batch share their noise: no independent trials
-        recognised += f" [{100 * found.low:.0f}, {100 * found.high:.0f}]"
-    return f"{recognised}, {error.estimate:.3f} [{error.low:.3f}, {error.high:.3f}]"
+    return grid(dict.fromkeys(row["variant"] for row in rows), {stage: stage for stage in STAGES[:3]}, cell)

@@ -15,27 +15,25 @@ from jaxdp.laboratory.study.setups import CLAIM, SETUPS, planned
 
 STEPS, RATE, PRIOR = 10_000, 0.01, 0.1
 EPSILONS = (0.5, 2.0, 8.0)  # at which accountants are compared
+_BY_RDP = dataclasses.replace(CLAIM, accountant="rdp")
 
 
 def published() -> list[dict[str, Any]]:
     """The published comparison, as published and at the epsilon of its fixed run: accounting alone."""
-    claim = dataclasses.replace(CLAIM, accountant="rdp")
-    options = dataclasses.asdict(claim)
-    rows, target = [], None
+    target = accounting.epsilon(planned("fixed", RATE, STEPS).ledger(), _BY_RDP).value
+    rows = []
     for name in ("fixed", *schedules.DYNAMIC):
         plan = planned(name, RATE, STEPS)
-        spent = accounting.epsilon(plan.ledger(), claim).value
-        target = spent if target is None else target
-        scaled = calibration.calibrate(plan, target, claim)
+        scaled = calibration.calibrate(plan, target, _BY_RDP)
         for at, own in (("as published", plan), ("equal epsilon", scaled)):
             ledger = own.ledger()
             sigma = ledger.sigmas()
             rows.append(
                 {
                     "schedule": name, "at": at, "steps": STEPS, "sampling_rate": RATE,
-                    **options, "start": float(sigma[0]), "end": float(sigma[-1]),
-                    "epsilon": accounting.epsilon(ledger, claim).value,
-                    "matched_constant": calibration.matched_constant(ledger, claim),
+                    **dataclasses.asdict(_BY_RDP), "start": float(sigma[0]), "end": float(sigma[-1]),
+                    "epsilon": accounting.epsilon(ledger, _BY_RDP).value,
+                    "matched_constant": calibration.matched_constant(ledger, _BY_RDP),
                     "prior": PRIOR,
                     "bound": _window_bound(ledger, 0, STEPS),
                     "first": _window_bound(ledger, 0, STEPS // 10),
@@ -54,20 +52,14 @@ def _window_bound(ledger, start: int, stop: int) -> float:
 def equal_by_rdp() -> list[dict[str, Any]]:
     """Each schedule scaled to the same epsilon by RDP, over the runs of the study and the published ones."""
     lengths = {(setup.sampling_rate, setup.steps): None for setup in SETUPS.values()}
-    options = dict(delta=CLAIM.delta, adjacency=CLAIM.adjacency)
-    by_rdp = dataclasses.replace(CLAIM, accountant="rdp")
     rows = []
     for rate, steps in (*sorted(lengths), (RATE, STEPS)):
         for target in EPSILONS:
             for name in ("fixed", *schedules.DYNAMIC):
-                ledger = calibration.calibrate(planned(name, rate, steps), target, by_rdp).ledger()
-                spent = accounting.epsilon(ledger, CLAIM).value
-                rows.append(
-                    {
-                        "sampling_rate": rate, "steps": steps, "schedule": name, "by_rdp": target,
-                        "by_pld": spent, **options,
-                    }
-                )  # fmt: skip
+                ledger = calibration.calibrate(planned(name, rate, steps), target, _BY_RDP).ledger()
+                row = {"sampling_rate": rate, "steps": steps, "schedule": name, "by_rdp": target}
+                row["by_pld"] = accounting.epsilon(ledger, CLAIM).value
+                rows.append(row | {"delta": CLAIM.delta, "adjacency": CLAIM.adjacency})
     return rows
 
 

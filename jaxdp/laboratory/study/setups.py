@@ -4,7 +4,7 @@ import dataclasses
 import functools
 from typing import Any
 
-from jaxdp import calibration, clipping, schedules
+from jaxdp import _validate, calibration, clipping, schedules
 from jaxdp.accounting import Claim
 from jaxdp.accounting.ledger import Sampling
 from jaxdp.plan import Plan
@@ -52,13 +52,16 @@ class Setup:
         return dict(image_size=self.image_size, model=self.model, activation=self.activation)
 
 
+_SPECIAL: dict[str, dict[str, Any]] = {  # variants that are no schedule's name
+    "non_private": dict(schedule="none"),
+    "scheduled_clip": dict(schedule="fixed", l2_norm_clip=1.5, l2_norm_clip_end=0.5),
+    "quantile": dict(schedule="fixed", clipping="quantile"),
+    "l2_max": dict(schedule="fixed", clipping="l2_max"),
+}
 CONVOLUTIONAL: dict[str, Any] = dict(
-    model="tanh_cnn",
-    sampling_rate=0.01,
-    steps=100,
+    model="tanh_cnn", sampling_rate=0.01, steps=100, finalists=2,
     learning_rates=(0.25, 0.5, 1.0, 2.0, 4.0, 8.0),
-    finalists=2,
-)
+)  # fmt: skip
 SETUPS = {
     "digits": Setup(model="mlp", sampling_rate=0.05, steps=100, images=True),
     "breast_cancer": Setup(model="logistic", sampling_rate=0.1, steps=200),
@@ -86,17 +89,16 @@ class StudyConfig:
     """Length of a run; None for each data set's own."""
 
     def __post_init__(self):
-        for name, known in (("data", SETUPS), ("variants", (*VARIANTS, *PUBLISHED))):
-            for value in getattr(self, name):
-                if value not in known:
-                    raise ValueError(f"{name}={value}: choose from {', '.join(known)}")
         for name in ("data", "variants", "epsilons", "learning_rates"):
             if getattr(self, name) == ():
                 raise ValueError(f"{name}=(): needs at least one")
-        if self.seeds < 1:
-            raise ValueError(f"seeds={self.seeds}: must be >= 1")
-        if self.steps is not None and self.steps < 20:
-            raise ValueError(f"steps={self.steps}: must be >= 20")
+        for name in self.data:
+            _validate.one_of(SETUPS, data=name)
+        for name in self.variants:
+            _validate.one_of((*VARIANTS, *PUBLISHED), variants=name)
+        _validate.whole(seeds=self.seeds)
+        if self.steps is not None:
+            _validate.whole(20, steps=self.steps)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -125,6 +127,13 @@ def planned(schedule: str, sampling_rate: float, steps: int) -> Plan:
     )
 
 
+def targets(config: StudyConfig, setup: Setup, variant: str) -> tuple[float | None, ...]:
+    """The epsilons that a variant is trained at; none where it is not trained."""
+    if variant in PUBLISHED:
+        return (None,) if setup.published else ()
+    return (None,) if variant == "non_private" else config.epsilons
+
+
 @functools.cache
 def matched_noise_multiplier(schedule: str, sampling_rate: float, steps: int) -> float:
     """The constant noise multiplier that spends what a published schedule spends."""
@@ -134,20 +143,12 @@ def matched_noise_multiplier(schedule: str, sampling_rate: float, steps: int) ->
 def settings(name: str, setup: Setup, trial: Trial) -> TrainConfig:
     """The training run of a trial."""
     kind, _, schedule = trial.variant.partition("_")
-    special: dict[str, Any] = {
-        "non_private": dict(schedule="none"),
-        "scheduled_clip": dict(schedule="fixed", l2_norm_clip=1.5, l2_norm_clip_end=0.5),
-        "quantile": dict(schedule="fixed", clipping="quantile"),
-        "l2_max": dict(schedule="fixed", clipping="l2_max"),
-    }
-    chosen: dict[str, Any]
+    chosen: dict[str, Any] = _SPECIAL.get(trial.variant, dict(schedule=trial.variant))
     if kind == "published":
         chosen = dict(schedule=schedule)
     elif kind == "matched":
         sigma = matched_noise_multiplier(schedule, setup.sampling_rate, setup.steps)
         chosen = dict(schedule="fixed", noise_multiplier=sigma)
-    else:
-        chosen = special.get(trial.variant, dict(schedule=trial.variant))
     return TrainConfig.of(
         data=name,
         **setup.network,

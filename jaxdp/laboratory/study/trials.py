@@ -20,29 +20,21 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from jaxdp import atomic, data, records
+from jaxdp import atomic, data, gradients, models, records
 from jaxdp.data import Dataset
 from jaxdp.data.dataset import stratified_split
-from jaxdp.laboratory.study.setups import (
-    PUBLISHED,
-    SELECTION_SEED,
-    SETUPS,
-    Setup,
-    StudyConfig,
-    Trial,
-    settings,
-)
+from jaxdp.laboratory.study.setups import SELECTION_SEED, SETUPS, Setup, StudyConfig, Trial, settings, targets
 from jaxdp.training import configured
 from jaxdp.training.config import TrainConfig
 from jaxdp.training.record import train_record
 from jaxdp.training.run import Callback, TrainResult
 
-_DEFAULTS = records.plain(TrainConfig().options()) | {
-    "accountant": "rdp"
-}  # of files from before it was stated
+# Options of files from before they were stated.
+_DEFAULTS = records.plain(TrainConfig().options()) | {"accountant": "rdp"}
 
 
 def split(dataset: Dataset) -> tuple[Dataset, Dataset]:
@@ -72,9 +64,22 @@ class Workshop:
         return split(data.load(self.name, size=self.setup.image_size))
 
     @functools.cached_property
+    def _network(self) -> models.Model:
+        return configured.model(TrainConfig.of(**self.setup.network), self.dataset)
+
+    @functools.cached_property
+    def loss_fn(self) -> Callable:
+        """The loss of one example: the same object for all runs, so that programs are compiled once."""
+        return models.cross_entropy(self._network)
+
+    @functools.cached_property
+    def per_example(self) -> Callable:
+        """`(params, (x, y)) -> (losses, gradients of each example)`, compiled once."""
+        return jax.jit(gradients.per_example(self.loss_fn, method="dense"))
+
+    @functools.cached_property
     def _validate(self) -> Callable[[PyTree], Any]:
-        network = configured.model(TrainConfig.of(**self.setup.network), self.dataset)
-        return configured.evaluator(network, self._splits[1])
+        return configured.evaluator(self._network, self._splits[1])
 
     def _resolved(self, config: TrainConfig) -> TrainConfig:
         """Its epsilon turned into a scale, once for all seeds and learning rates."""
@@ -90,10 +95,7 @@ class Workshop:
     ) -> tuple[configured.Run, TrainResult]:
         """Trains, with what was compiled for an earlier trial where that serves.
 
-        Args:
-          trial: the run.
-          *callbacks: see `jaxdp.train`.
-          every: steps between its calls, which change nothing in the run; None for its start and end alone.
+        Callbacks, as of `jaxdp.train`, are called `every` so many steps; None for its start and end alone.
         """
         config = self._resolved(settings(self.name, self.setup, trial))
         if every is not None:
@@ -120,13 +122,6 @@ class Workshop:
         atomic.write_text(path, json.dumps(record, allow_nan=False) + "\n")
         self.trained += 1
         return record
-
-
-def targets(config: StudyConfig, setup: Setup, variant: str) -> tuple[float | None, ...]:
-    """The epsilons that a variant is trained at; none where it is not trained."""
-    if variant in PUBLISHED:
-        return (None,) if setup.published else ()
-    return (None,) if variant == "non_private" else config.epsilons
 
 
 def best_rate(measured: Mapping[float, Sequence[float]]) -> float:
@@ -161,37 +156,30 @@ def choose(workshop: Workshop, variant: str, epsilon: float | None) -> float:
 
 def workshops(config: StudyConfig, folder: pathlib.Path) -> Iterator[Workshop]:
     """One for each data set, with what is configured in place of its own."""
-    own = {"steps": config.steps, "learning_rates": config.learning_rates}
-    chosen: dict[str, Any] = {name: value for name, value in own.items() if value is not None}
     for name in config.data:
-        yield Workshop(name, dataclasses.replace(SETUPS[name], **chosen), folder)
+        setup = SETUPS[name]
+        steps, rates = config.steps or setup.steps, config.learning_rates or setup.learning_rates
+        yield Workshop(name, dataclasses.replace(setup, steps=steps, learning_rates=rates), folder)
 
 
 def train(config: StudyConfig, folder: pathlib.Path, log: Callable[[str], Any] = print) -> None:
-    """Trains what has no record in `folder` yet.
-
-    Args:
-      config: what to train.
-      folder: of the record files, a folder a data set.
-      log: called with a line for each variant and epsilon.
-    """
+    """Trains what has no record in `folder`, a folder a data set; logs a line for each variant and epsilon."""
     for workshop in workshops(config, folder):
         for epsilon in (None, *config.epsilons):
             for variant in config.variants:
                 if epsilon in targets(config, workshop.setup, variant):
-                    log(_train_cell(workshop, config, variant, epsilon))
+                    log(_train_cell(workshop, config.seeds, variant, epsilon))
 
 
-def _train_cell(workshop: Workshop, config: StudyConfig, variant: str, epsilon: float | None) -> str:
+def _train_cell(workshop: Workshop, seeds: int, variant: str, epsilon: float | None) -> str:
     """Trains a variant at an epsilon; a line that says so."""
     began, before = time.perf_counter(), workshop.trained
     rate = choose(workshop, variant, epsilon)
-    trials = [
-        Trial(variant=variant, epsilon=epsilon, learning_rate=rate, seed=seed) for seed in range(config.seeds)
-    ]
-    accuracies = [workshop.record(trial)["metrics"]["test_accuracy"] for trial in trials]
+    trial = Trial(variant=variant, epsilon=epsilon, learning_rate=rate, seed=0)
+    made = [workshop.record(dataclasses.replace(trial, seed=seed)) for seed in range(seeds)]
+    accuracy = np.mean([record["metrics"]["test_accuracy"] for record in made])
     target = "" if epsilon is None else f" epsilon {epsilon:g}"
     return (
-        f"{workshop.name} {variant}{target}: learning rate {rate:g}, accuracy {np.mean(accuracies):.3f}; "
+        f"{workshop.name} {variant}{target}: learning rate {rate:g}, accuracy {accuracy:.3f}; "
         f"{workshop.trained - before} runs in {time.perf_counter() - began:.1f} s"
     )
