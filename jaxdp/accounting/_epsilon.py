@@ -122,7 +122,7 @@ def _refuse_adaptive(ledger: Ledger) -> None:
     if ledger.filter is not None:
         raise ValueError(
             "filter: the noise multipliers followed noised outputs, so their sum proves nothing; the claim is "
-            "the filter's (jaxdp.filters.epsilon)"
+            "the filter's (jaxdp.accounting.filters.epsilon)"
         )
 
 
