@@ -6,7 +6,7 @@ Where gradients become small, the bound of quantile clipping falls; so does sigm
 
 Little is spent while gradients are large and clear of the noise, more once they are not.  C_t is made of noised
 counts, so sigma(t) depends on released values only; but it does depend on them, so the run is fully adaptive:
-`jaxdp.accounting.filters` says what may be claimed for it, and stops it before the step that would pass the budget.
+`accounting.filters` says what may be claimed for it, and stops it before the step that would pass the budget.
 
 sigma takes one of `LEVELS` values, in geometric steps.  The device knows the cost of each in whole units,
 rounded up, and remembers the level of every step; the ledger is read back from there.
