@@ -165,7 +165,7 @@ def distinguished(
     """
     half = len(next(iter(present.values()))) // 2
 
-    def part(scores: Scores, which: slice) -> Scores:
+    def part(scores, which):
         return {name: values[which] for name, values in scores.items()}
 
     first, second = slice(0, half), slice(half, None)

@@ -21,7 +21,7 @@ from jaxdp.clipping import clipped_gradients, fixed
 from jaxdp.laboratory import records as results
 from jaxdp.laboratory.audit import audit, canaries, law
 from jaxdp.laboratory.audit import command as command
-from jaxdp.training import configured
+from jaxdp.training import parts
 from jaxdp.training.config import TrainConfig
 
 ONE_STEP = dict(steps=1, sampling="full", sampling_rate=1.0)
@@ -215,8 +215,8 @@ def test_one_run_with_many_canaries():
 
 def with_clipper(monkeypatch, change):
     """The clipper of a run, changed."""
-    real = configured.clipper
-    monkeypatch.setattr(configured, "clipper", lambda *arguments: change(real(*arguments)))
+    real = parts.clipper
+    monkeypatch.setattr(parts, "clipper", lambda *arguments: change(real(*arguments)))
 
 
 def with_privatize(monkeypatch, wrap):
