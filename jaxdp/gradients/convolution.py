@@ -4,6 +4,8 @@ XLA's CPU convolution is slow backwards and some thirty times slower inside a `l
 Written as patches @ kernel the same sum is fast in both, and the kernel's gradient becomes one
 `dot_general`, which `per_example` then keeps as a product.  The pooling between convolutions is swapped
 with them (see `pooling`).  All is done in the jaxpr of the loss: the user's model stays as it is.
+
+Other devices have convolutions that are fast; there only the gradient of a kernel is another (`correlation`).
 """
 
 from collections.abc import Sequence
@@ -161,8 +163,3 @@ def with_patches(function):
         return jax.tree.unflatten(jax.tree.structure(out), outputs)
 
     return rewritten
-
-
-def fast(function, platform: str = "auto"):
-    """`function` with its convolutions in the form that the platform runs fast (see `uses_patches`)."""
-    return with_patches(function) if uses_patches("auto", platform) else function
