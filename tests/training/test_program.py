@@ -21,10 +21,10 @@ def loss_fn(params, example):
 
 
 def planned(noise: object = 2.0, steps=64):
-    sampler = sampling.create("poisson", 64, 0.25, steps)
-    return jaxdp.Plan(
-        clipper=clipping.flat(1.0), noise_multiplier=noise, sampler=sampler, steps=steps, seed=1
-    )
+    sampler, clipper = sampling.create("poisson", 64, 0.25, steps), clipping.flat(1.0)
+    if isinstance(noise, Adaptive):
+        clipper = clipping.quantile(1.0, 16.0, count_noise=50.0)
+    return jaxdp.Plan(clipper=clipper, noise_multiplier=noise, sampler=sampler, steps=steps, seed=1)
 
 
 def program(plan, **options):
