@@ -1,6 +1,7 @@
 """`python -m benchmarks [NAME [options]]`: runs the benchmarks and writes the table, or runs one.
 
-`accuracy` runs only where it is named: it trains for long, on data that have to be prepared first.
+`accuracy` runs only where it is named: it trains for long, on data that have to be prepared first; and
+`device`, which is all that a GPU is asked in a few minutes.
 """
 
 import importlib
@@ -10,10 +11,11 @@ import sys
 from benchmarks import malloc
 
 NAMES = (
-    "step", "dynamic", "scaling", "memory", "peers", "accounting", "audit", "attacks", "accuracy", "table",
+    "step", "dynamic", "scaling", "memory", "peers", "accounting", "audit", "attacks", "accuracy",
+    "device", "table",
 )  # fmt: skip
-ON_REQUEST = ("accuracy",)
-TIMED = ("step", "dynamic", "scaling", "peers")  # in processes whose malloc is tuned
+ON_REQUEST = ("accuracy", "device")
+TIMED = ("step", "dynamic", "scaling", "peers", "device")  # in processes whose malloc is tuned
 
 
 def main(arguments: list[str]) -> int:

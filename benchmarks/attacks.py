@@ -193,6 +193,17 @@ def training(victims: int = 32) -> list[dict]:
     return rows
 
 
+def at_once(victims: int, iterations: int = 400, networks: int = 64) -> dict:
+    """As many attacks as victims in as many lanes, each on an image and weights that no other has together."""
+    dataset, public = _digits()
+    own, places = _networks(min(victims, networks), initialization="uniform"), np.arange(victims)
+    params = jax.tree.map(lambda leaf: leaf[places % len(leaf)], own)
+    x, y = (a[places % len(a)] for a in _victims(dataset, min(victims, len(dataset.test_x))))
+    fast = replace(SIGNAL, iterations=iterations, tolerance=1e-7)
+    title = f"{victims} victims at once"
+    return _row(title, _setting(_loss(), public), fast, params, x, y, own_params=True, lanes=victims)
+
+
 def throughput() -> list[dict]:
     """Whole attacks a minute against the number of victims, each with weights of its own."""
     dataset, public = _digits()

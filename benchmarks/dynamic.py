@@ -5,8 +5,10 @@ training loop (`configured.build(...).epoch`), in steps a second.  Each must com
 """
 
 import argparse
+from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import networks, timing, variants
@@ -48,18 +50,22 @@ def step_rows(name: str, rounds: int, budget_seconds: float) -> list[dict]:
 
 def _loop(run: configured.Run):
     """The first steps of a run, from the same state each time."""
-    state, arrays = run.init(), run.arrays
-    return lambda: run.epoch(state, arrays, LOOP_STEPS)
+    state, arrays, chunk = run.init(), run.arrays, run.program.chunk([0, LOOP_STEPS])
+
+    def again():
+        return run.program.advance(run.plan, jax.tree.map(jnp.copy, state), arrays, (0, LOOP_STEPS), chunk)
+
+    return again
 
 
-def loop_rows(rounds: int, budget_seconds: float) -> list[dict]:
+def loop_rows(rounds: int, budget_seconds: float, names: Sequence[str] = NAMES) -> list[dict]:
     """Whole runs of the training loop: an MLP on digits."""
     dataset = data.load("digits")
     built = {
         schedule: configured.build(
             TrainConfig.of(schedule=schedule, steps=LOOP_STEPS, noise_seed=0), dataset=dataset
         )
-        for schedule in NAMES
+        for schedule in names
     }
     runs = {schedule: _loop(run) for schedule, run in built.items()}
     for run in runs.values():

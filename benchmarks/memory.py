@@ -25,7 +25,7 @@ CONFIGURATIONS = [
     ("transformer", 64, "nonprivate"), ("transformer", 64, "dense"), ("transformer", 64, "factored"),
     ("transformer", 64, "private"),
 ]  # fmt: skip
-_BUILD = {
+BUILD = {
     "nonprivate": lambda model, batch_size: variants.nonprivate(model),
     "dense": lambda model, batch_size: variants.private(
         model, batch_size, method="dense", microbatch_size=None
@@ -43,7 +43,7 @@ def measure(name: str, batch_size: int, variant: str) -> dict:
     """Three steps in this process."""
     model = networks.create(name)
     x, y = networks.batch(name, batch_size)
-    step = _BUILD[variant](model, batch_size)
+    step = BUILD[variant](model, batch_size)
     before = _peak_mb()
     compiled = step.run.lower(model.params, step.state, x, y).compile()
     carry = (model.params, step.state)

@@ -71,8 +71,9 @@ def _step(name: str, batch_size: int, mode: str):
     from opacus import PrivacyEngine
 
     shape = (3, 32, 32) if name == "cifar" else (1, 28, 28)
-    x, y = torch.rand(batch_size, *shape), torch.arange(batch_size) % 10
-    network, criterion = _network(name), torch.nn.CrossEntropyLoss()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    x, y = torch.rand(batch_size, *shape).to(device), (torch.arange(batch_size) % 10).to(device)
+    network, criterion = _network(name).to(device), torch.nn.CrossEntropyLoss()
     optimizer = torch.optim.SGD(network.parameters(), lr=0.05)
     if mode != "torch nonprivate":
         ghost = {"grad_sample_mode": "ghost"} if mode == "opacus ghost" else {}
@@ -89,6 +90,8 @@ def _step(name: str, batch_size: int, mode: str):
         optimizer.zero_grad()
         criterion(network(x), y).backward()
         optimizer.step()
+        if device == "cuda":
+            torch.cuda.synchronize()
 
     return step
 

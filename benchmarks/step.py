@@ -27,7 +27,7 @@ class Carried:
         return self.carry
 
 
-def _noise(params):
+def noise_of(params):
     """Draws the noise of one step after another."""
     draw, seeds = jax.jit(lambda seed: noise_like(jax.random.key(seed), params)), iter(range(2**31))
     return lambda: draw(np.int32(next(seeds)))
@@ -41,7 +41,7 @@ def measure(name: str, batch_size: int, rounds: int, budget_seconds: float) -> l
     runs: dict[str, Callable] = {
         variant: Carried(step, model.params, x, y) for variant, step in steps.items()
     }
-    runs["noise"] = _noise(model.params)
+    runs["noise"] = noise_of(model.params)
     compile_seconds = {variant: timing.first_call(run) for variant, run in runs.items()}
     seconds = timing.interleaved({k: timing.timed(run) for k, run in runs.items()}, rounds, budget_seconds)
     seconds["floor"] = seconds["nonprivate"] + seconds["noise"]

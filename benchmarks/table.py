@@ -8,6 +8,7 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
+from benchmarks import device
 from benchmarks.timing import RECORDS
 from jaxdp import atomic
 from jaxdp.laboratory.report.tables import markdown as _table
@@ -277,6 +278,7 @@ FAMILIES: dict[str, Callable[[list[Document]], str]] = {
     "audit.json": audit,
     "attacks_*.json": attacks,
     "accuracy_*.json": accuracy,
+    "device_*.json": device.section,
 }
 
 

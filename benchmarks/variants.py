@@ -35,7 +35,10 @@ def _mean_loss(model: models.Model):
 
 
 def nonprivate(model: models.Model, *, patches: bool = False, piece_size: int | None = None) -> Step:
-    """Mean loss of the batch, SGD; with `piece_size`, its gradient is accumulated over pieces of that size."""
+    """Mean loss of the batch (and of the places that have a label), SGD.
+
+    With `piece_size` its gradient is accumulated over pieces of that size.
+    """
     optimizer, loss = optax.sgd(LEARNING_RATE), _mean_loss(model)
     gradient = jax.grad(convolution.with_patches(loss) if patches else loss)
 
@@ -64,13 +67,16 @@ def private(
     *,
     microbatch_size: int | str | None = "auto",
     method: str = "factored",
+    places: bool = False,
 ) -> Step:
-    """DP-SGD as the library does it: clip, sum, noise, divide, SGD."""
+    """DP-SGD as the library does it: clip, sum, noise, divide, SGD; with `places` many labels an example."""
     clipper = clipping.flat(L2_NORM_CLIP)
     chain = optax.chain(privatize(clipper, sigma, batch_size), optax.sgd(LEARNING_RATE))
+    mean_loss = _mean_loss(model)
     gradient = clipped_gradients(
-        models.cross_entropy(model), clipper, microbatch_size=microbatch_size, method=method
-    )
+        (lambda params, example: mean_loss(params, *example)) if places else models.cross_entropy(model),
+        clipper, microbatch_size=microbatch_size, method=method,
+    )  # fmt: skip
 
     def step(params, state, x, y):
         mask = jnp.ones(batch_size, bool)

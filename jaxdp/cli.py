@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from jaxdp import __version__, malloc
+from jaxdp import __version__, compilation, malloc
 
 COMMANDS = {
     "train": "train a model with fixed, dynamic or no privacy parameters",
@@ -24,6 +24,8 @@ COMMANDS = {
     "report": "write the report page from records",
     "data": "list, prepare and describe data sets",
 }
+
+_COMPILE = ("train", "audit", "attack", "compare", "study")
 
 _MODULES = {  # those of the laboratory stand beside what they do
     "attack": "jaxdp.laboratory.leakage.command",
@@ -108,7 +110,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         malloc.keep_freed_memory()
         command = importlib.import_module(_MODULES.get(name, f"jaxdp.commands.{name}"))
-        return command.run(_configured(command, name, rest)) or 0
+        config = _configured(command, name, rest)
+        if name in _COMPILE:
+            compilation.keep_programs()
+        return command.run(config) or 0
     except (ValueError, OSError, OverflowError, MemoryError) as error:
         print(f"jaxdp {name}: {_in_one_line(error)}", file=sys.stderr)
         return 2

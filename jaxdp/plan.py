@@ -157,12 +157,15 @@ class Plan:
         noise: Any = self.policy if self.schedule is None else self.schedule
         return privatize(self.clipper, noise, self.expected_batch_size, key=key)
 
-    def gradients(self, loss_fn: Loss, *, microbatch_size: int | str | None = "auto") -> Callable[..., tuple]:
+    def gradients(
+        self, loss_fn: Loss, *, microbatch_size: int | str | None = "auto", platform: str = "auto"
+    ) -> Callable[..., tuple]:
         """The gradient of a batch as `privatize` takes it.
 
         Args:
           loss_fn: `(params, example) -> scalar`, the loss of ONE example.
           microbatch_size: examples whose gradients exist at the same time, see `jaxdp.clipped_gradients`.
+          platform: what the program will run on, see `gradients.platforms.resolved`.
 
         Returns:
           A function `(params, opt_state, batch, mask=None) -> (losses [B], gradient)`: a `ClippedSum` at the
@@ -171,8 +174,8 @@ class Plan:
           mean gradient of the batch.
         """
         if self.clipper is None:
-            return _mean_gradient(loss_fn)
-        summed = clipped_gradients(loss_fn, self.clipper, microbatch_size=microbatch_size)
+            return _mean_gradient(loss_fn, platform)
+        summed = clipped_gradients(loss_fn, self.clipper, microbatch_size=microbatch_size, platform=platform)
 
         def gradient(params: PyTree, opt_state: PyTree, batch: PyTree, mask: Array | None = None):
             state = privatize_state(opt_state)
@@ -305,9 +308,9 @@ class Plan:
         return dataclasses.replace(self, sampler=sampler)
 
 
-def _mean_gradient(loss_fn: Loss) -> Callable[..., tuple]:
+def _mean_gradient(loss_fn: Loss, platform: str) -> Callable[..., tuple]:
     """Ordinary training: losses, and the mean gradient over the examples at hand."""
-    fast = convolution.with_patches(loss_fn) if convolution.uses_patches("auto") else loss_fn
+    fast = convolution.with_patches(loss_fn) if convolution.uses_patches("auto", platform) else loss_fn
 
     def mean_loss(params, batch, mask):
         losses = jax.vmap(fast, in_axes=(None, 0))(params, batch)

@@ -24,14 +24,14 @@ def factored_count(grads):
     return sum(isinstance(leaf, gradients.Factored) for leaf in leaves_of(grads))
 
 
-def check(loss_fn, params, batch, *, rtol=1e-5, expect_factored=None):
+def check(loss_fn, params, batch, *, rtol=1e-5, expect_factored=None, platform="cpu"):
     """Values, squared norms and weighted sums agree with the loop; returns the factored gradients."""
     weights = jnp.linspace(0.5, 2.0, B, dtype=jnp.result_type(float))
 
     @jax.jit
     def everything(params, batch):
         found = {
-            method: gradients.per_example(loss_fn, method=method, convolution="patches")(params, batch)
+            method: gradients.per_example(loss_fn, method=method, platform=platform)(params, batch)
             for method in gradients.METHODS
         }
         reduced = {

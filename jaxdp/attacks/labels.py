@@ -40,7 +40,7 @@ _AGREE = 1e-3
 @functools.lru_cache(maxsize=32)
 def _probing(loss_fn: Loss):
     """The gradients of random inputs with the labels 0 and 1, [probes, 2, ...]."""
-    gradient = jax.grad(convolution.fast(loss_fn))
+    gradient = jax.grad(convolution.with_patches(loss_fn))
 
     def probe(params, x, y):
         each = jax.vmap(jax.vmap(gradient, (None, (None, 0))), (None, (0, None)))

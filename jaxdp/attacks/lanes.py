@@ -175,9 +175,13 @@ def _where(mask, new, old):
 
 
 def inversion(setting: Setting, attack: Attack) -> Inversion:
-    """The attack's functions with the network in the form that this device runs fast."""
+    """The attack's functions with the convolutions of the network as patches, on every device.
+
+    Each lane has inputs, and perhaps weights, of its own: a device's convolution would be one with as many
+    groups as lanes.
+    """
     static = setting.static
-    return Inversion(dataclasses.replace(static, loss_fn=convolution.fast(static.loss_fn)), attack)
+    return Inversion(dataclasses.replace(static, loss_fn=convolution.with_patches(static.loss_fn)), attack)
 
 
 def first_network(victims: Victims, leak: Leak) -> PyTree:

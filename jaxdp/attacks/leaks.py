@@ -230,7 +230,7 @@ def forward(
 
 @functools.lru_cache(maxsize=128)
 def _program(loss_fn: Loss, leak: Leak, own_params: bool):
-    loss_fn = convolution.fast(loss_fn)
+    loss_fn = convolution.with_patches(loss_fn)
 
     def clean(params, x, y, bound, learning_rate):
         return forward(loss_fn, leak, params, x, y, bound, learning_rate)

@@ -19,6 +19,7 @@ def clipped_gradients(
     microbatch_size: int | str | None = "auto",
     method: str = "factored",
     convolution: str = "auto",
+    platform: str = "auto",
 ) -> Callable[..., tuple[Any, ClippedSum]]:
     """Losses and clipped sum of a batch, computed in microbatches: what `privatize` takes for large batches.
 
@@ -29,7 +30,7 @@ def clipped_gradients(
       microbatch_size: examples whose gradients exist at the same time; None for all at once, `auto` for
         `microbatches.automatic_size`.  A batch that it does not divide is padded, and the padding masked.
       method: see `gradients.per_example`.
-      convolution: see `gradients.per_example`.
+      convolution, platform: see `gradients.per_example`.
 
     Returns:
       A function `(params, batch, mask, clip_state, step, *shared) -> (losses [B], ClippedSum)`, with `has_aux`
@@ -40,7 +41,9 @@ def clipped_gradients(
     """
     if microbatch_size not in ("auto", None):
         _validate.whole(microbatch_size=microbatch_size)
-    per_example = gradients.per_example(loss_fn, has_aux=has_aux, method=method, convolution=convolution)
+    per_example = gradients.per_example(
+        loss_fn, has_aux=has_aux, method=method, convolution=convolution, platform=platform
+    )
 
     def part(params, batch, mask, clip_state, step, *shared):
         value, grads = per_example(params, batch, *shared)
@@ -52,7 +55,7 @@ def clipped_gradients(
         fits = microbatch_size
         if fits == "auto":
             fits = microbatches.automatic_size(
-                microbatches.example_bytes(per_example, params, batch, *shared)
+                microbatches.example_bytes(per_example, params, batch, *shared), platform
             )
         # Pieces of equal size, so that as little as possible is padding.
         pieces = 1 if fits is None else -(-size // int(fits))

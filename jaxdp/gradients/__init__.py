@@ -8,6 +8,8 @@
 | `inputs`       | parameters, batches and masks: which are taken, which are refused by name                |
 | `independence` | refuses losses in which an example could see others                                      |
 | `convolution`, `pooling` | forms that XLA runs fast on a CPU                                              |
+| `correlation`  | convolutions of two arrays of an example, as products                                    |
+| `platforms`    | what a program is made for                                                               |
 | `jaxprs`       | evaluating traced programs equation by equation                                          |
 """
 

@@ -2,10 +2,10 @@
 
 The gradient of a kernel W used as x @ W is x^T d, with d the cotangent of the product.  For one example it is
 a large array made of two small ones.  `per_example` traces the gradient of the loss of one example, looks at
-the last equation behind each leaf of the gradient, and where that is a `dot_general` it keeps the two operands
-(a `Factored` leaf) instead of their product.  Clipping needs only two things of a leaf, and both are cheap on
-the operands: the squared norm of each example's gradient, and the weighted sum over examples, which is one
-matrix product x^T (w d).
+the last equation behind each leaf of the gradient, and where that is a `dot_general` or a convolution it keeps
+the two operands (a `Factored` leaf) instead of their product.  Clipping needs only two things of a leaf, and
+both are cheap on the operands: the squared norm of each example's gradient, and the weighted sum over
+examples, which is one matrix product x^T (w d).
 
 Since the gradient's own program is read, not the model's, it does not matter how the model was written (Flax
 nnx or linen, Equinox, plain JAX), nor what nested jit, custom derivative rules or checkpoints lie in between.
@@ -24,7 +24,7 @@ from jaxtyping import Array, PyTree
 
 from jaxdp import _validate
 from jaxdp.gradients import convolution as convolutions
-from jaxdp.gradients import independence, inputs, jaxprs
+from jaxdp.gradients import correlation, independence, inputs, jaxprs
 from jaxdp.gradients.factored import Factored
 
 METHODS = ("factored", "dense")
@@ -54,16 +54,11 @@ def _behind(variable, producers, arrange=()):
 
 @dataclasses.dataclass(frozen=True)
 class _Product:
-    """Where a leaf's gradient ends in a `dot_general`: its operands and how to line them up."""
+    """Where a leaf's gradient ends in a product: its operands and how to line them up."""
 
     operands: tuple[Any, Any]
-    contracting: tuple[tuple[int, ...], tuple[int, ...]]
+    matrices: Callable[[Array, Array], tuple[Array, Array]]  # as [positions, K] and [positions, O]
     arrange: tuple[tuple[str, Any], ...]
-
-    def matrices(self, left: Array, right: Array) -> tuple[Array, Array]:
-        """The operands as [positions, K] and [positions, O]."""
-        first, second = self.contracting
-        return _positions_first(left, first), _positions_first(right, second)
 
 
 def _positions_first(x: Array, contracting: tuple[int, ...]) -> Array:
@@ -89,30 +84,55 @@ def _factors_are_cheaper(positions: int, rows: int, columns: int) -> bool:
 def _product(variable, producers) -> _Product | None:
     """The product behind a gradient leaf, where keeping its factors is cheaper than building it."""
     equation, arrange = _behind(variable, producers) if not isinstance(variable, Literal) else (None, ())
-    if equation is None or equation.primitive.name != "dot_general":
+    if equation is None or any(isinstance(operand, Literal) for operand in equation.invars):
         return None
-    (contracting, batch) = equation.params["dimension_numbers"]
-    if batch[0] or any(isinstance(operand, Literal) for operand in equation.invars):
+    of = {"dot_general": _of_dot, correlation.NAME: _of_convolution}.get(equation.primitive.name)
+    found = None if of is None else of(equation)
+    if found is None:
+        return None
+    (positions, rows, columns), matrices, first = found
+    if not _factors_are_cheaper(positions, rows, columns):
+        return None
+    return _Product(tuple(equation.invars), matrices, (*first, *arrange))
+
+
+def _of_dot(equation):
+    """Sizes P, K and O of a `dot_general`, how to line its operands up, and how the product is laid out."""
+    contracting, batch = equation.params["dimension_numbers"]
+    if batch[0]:
         return None
     shapes = [operand.aval.shape for operand in equation.invars]
     free = [
         tuple(size for axis, size in enumerate(shape) if axis not in axes)
         for shape, axes in zip(shapes, contracting, strict=True)
     ]
-    positions = math.prod(shapes[0][axis] for axis in contracting[0])
-    rows, columns = math.prod(free[0]), math.prod(free[1])
-    if not _factors_are_cheaper(positions, rows, columns):
+    sizes = (math.prod(shapes[0][axis] for axis in contracting[0]), *map(math.prod, free))
+
+    def matrices(left, right):
+        return tuple(_positions_first(x, axes) for x, axes in zip((left, right), contracting, strict=True))
+
+    return sizes, matrices, (("reshape", (*free[0], *free[1])),)
+
+
+def _of_convolution(equation):
+    """The same of a convolution, as its windows times the other operand."""
+    form = correlation.Form(equation)
+    if form.groups > 1 or form.empty:
         return None
-    arrange = (("reshape", (*free[0], *free[1])), *arrange)
-    return _Product(
-        operands=tuple(equation.invars),
-        contracting=(tuple(contracting[0]), tuple(contracting[1])),
-        arrange=arrange,
-    )
+
+    def matrices(left, right):
+        return tuple(matrix[0] for matrix in form.matrices(left, right))
+
+    return (form.positions, form.rows, form.columns), matrices, form.arrange
 
 
 def per_example(
-    loss_fn: Loss, *, has_aux: bool = False, method: str = "factored", convolution: str = "auto"
+    loss_fn: Loss,
+    *,
+    has_aux: bool = False,
+    method: str = "factored",
+    convolution: str = "auto",
+    platform: str = "auto",
 ) -> Callable[..., tuple[Any, PyTree]]:
     """The losses and gradients of every example of a batch, by `vmap`.
 
@@ -123,6 +143,7 @@ def per_example(
       has_aux: whether `loss_fn` returns `(loss, aux)`, as in `jax.value_and_grad`.
       method: `factored` (kernels as `Factored` leaves where that is cheaper) or `dense` (every leaf [B, ...]).
       convolution: `auto`, `patches` or `lax`; see `gradients.convolution`.
+      platform: what the program will run on, for which its form is chosen; see `platforms.resolved`.
 
     Returns:
       A function `(params, batch, *shared) -> (losses [B], gradients)`, with `has_aux`
@@ -130,13 +151,13 @@ def per_example(
       (frozen weights, a table) are the same for all examples; the gradients have the structure of `params`.
 
     Raises:
-      ValueError: an unknown method or convolution; when called, parameters that are not real floats or no
-        parameters (running statistics), a batch leaf without rows, a loss whose operations see other examples.
+      ValueError: an unknown method, convolution or platform; when called, parameters that are not real floats
+        or no parameters (running statistics), a batch leaf without rows, a loss whose operations see others.
 
     Formal guarantee: the i-th loss and gradient are functions of `params`, `shared` and the i-th example only.
     """
     _validate.one_of(METHODS, method=method)
-    swap = convolutions.uses_patches(convolution) and method == "factored"
+    swap = convolutions.uses_patches(convolution, platform) and method == "factored"
 
     def value_and_grad(params, example, *shared):
         loss = convolutions.with_patches(loss_fn) if swap else loss_fn
@@ -167,7 +188,8 @@ def per_example(
                 for product, variable in zip(products, of_gradients, strict=True)
                 for part in ([variable] if product is None else product.operands)
             ]
-            outputs = jaxprs.evaluate(closed.jaxpr, closed.consts, leaves, outputs=[*values, *wanted])
+            rule = correlation.of_an_example if keep else lambda equation, inputs: None
+            outputs = jaxprs.evaluate(closed.jaxpr, closed.consts, leaves, rule, outputs=[*values, *wanted])
             parts = iter(outputs[len(shapes) :])
             return jax.tree.unflatten(structure, outputs[: len(shapes)]), [
                 next(parts) if product is None else product.matrices(next(parts), next(parts))

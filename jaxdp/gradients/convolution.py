@@ -4,6 +4,8 @@ XLA's CPU convolution is slow backwards and some thirty times slower inside a `l
 Written as patches @ kernel the same sum is fast in both, and the kernel's gradient becomes one
 `dot_general`, which `per_example` then keeps as a product.  The pooling between convolutions is swapped
 with them (see `pooling`).  All is done in the jaxpr of the loss: the user's model stays as it is.
+
+Other devices have convolutions that are fast; there only the gradient of a kernel is another (`correlation`).
 """
 
 from collections.abc import Sequence
@@ -14,7 +16,7 @@ import jax.numpy as jnp
 from jax.extend.core import JaxprEqn, Literal
 
 from jaxdp import _validate
-from jaxdp.gradients import jaxprs, pooling
+from jaxdp.gradients import correlation, jaxprs, platforms, pooling
 
 FORMS = ("auto", "patches", "lax")
 
@@ -36,8 +38,6 @@ def _is_plain(equation: JaxprEqn) -> bool:
 def patches(x, window, strides, padding):
     """Every window of `x` as one row.
 
-    Built one spatial axis after the other, so that a K x K window costs 2 K slices and not K^2.
-
     Args:
       x: [batch, *space, channels].
       window: size of the window along each spatial axis.
@@ -48,15 +48,9 @@ def patches(x, window, strides, padding):
       [batch, *positions, prod(window) * channels], the last axis ordered as (*window, channels).
     """
     x = jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *((lo, hi, 0) for lo, hi in padding), (0, 0, 0)])
-    for axis in reversed(range(1, len(window) + 1)):
-        size, stride = window[axis - 1], strides[axis - 1]
-        positions = (x.shape[axis] - size) // stride + 1
-        slices = [
-            jax.lax.slice_in_dim(x, offset, offset + (positions - 1) * stride + 1, stride, axis)
-            for offset in range(size)
-        ]
-        x = slices[0] if size == 1 else jnp.concatenate(slices, axis=-1)
-    return x
+    lengths = zip(x.shape[1:-1], window, strides, strict=True)
+    counts = [(length - size) // stride + 1 for length, size, stride in lengths]
+    return correlation.shifted(x, window, counts, strides, [1] * len(window))
 
 
 def _as_matrix_product(equation: JaxprEqn, inputs):
@@ -121,7 +115,7 @@ def _rewriting():
     def rule(equation: JaxprEqn, inputs):
         name = equation.primitive.name
         if name == "scan" and _contains_plain(equation.params["jaxpr"].jaxpr):
-            return _rewritten_scan(equation, inputs, rule)
+            return jaxprs.bind_rewritten(equation, inputs, rule)
         if name in ("dot_general", "conv_general_dilated"):
             swapped = _as_matrix_product(equation, inputs)
             return known(jaxprs.bind(equation, inputs) if swapped is None else swapped)
@@ -137,33 +131,20 @@ def _rewriting():
     return rule
 
 
-def _rewritten_scan(equation: JaxprEqn, inputs, rule):
-    """The outputs of a scan with the rule applied to its body."""
-    closed = equation.params["jaxpr"]
-
-    def body(*arguments):
-        return jaxprs.evaluate(closed.jaxpr, closed.consts, arguments, rule)
-
-    shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in closed.in_avals]
-    rewritten = jax.make_jaxpr(body)(*shapes)
-    if rewritten.consts:
-        return None
-    return equation.primitive.bind(*inputs, **{**equation.params, "jaxpr": rewritten})
-
-
 def _contains_plain(jaxpr) -> bool:
     """Whether a plain convolution stands in the jaxpr or in any call or loop inside it."""
     return any(map(_is_plain, jaxprs.equations(jaxpr)))
 
 
-def uses_patches(form: str) -> bool:
-    """Whether `form` means patches here: `auto` is patches on a CPU, XLA's own elsewhere.
+def uses_patches(form: str, platform: str = "auto") -> bool:
+    """Whether `form` means patches there: `auto` is patches on a CPU, XLA's own elsewhere.
 
     Raises:
-      ValueError: an unknown form.
+      ValueError: an unknown form or platform.
     """
     _validate.one_of(FORMS, convolution=form)
-    return form == "patches" or (form == "auto" and jax.default_backend() == "cpu")
+    on_cpu = platforms.resolved(platform) == "cpu"
+    return form == "patches" or (form == "auto" and on_cpu)
 
 
 def with_patches(function):
@@ -182,8 +163,3 @@ def with_patches(function):
         return jax.tree.unflatten(jax.tree.structure(out), outputs)
 
     return rewritten
-
-
-def fast(function):
-    """`function` with its convolutions in the form that this device runs fast (see `uses_patches`)."""
-    return with_patches(function) if uses_patches("auto") else function

@@ -9,6 +9,7 @@ import warnings
 from typing import Any
 
 import jax
+import numpy as np
 from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal
 from jaxtyping import PyTree
 
@@ -21,7 +22,7 @@ def _is_collective(equation: JaxprEqn) -> bool:
     """Whether an operation goes over a named axis; the axes of arrays are whole numbers."""
     axes = equation.params.get("axis_name", equation.params.get("axes", ()))
     axes = axes if isinstance(axes, tuple | list) else (axes,)
-    named = any(axis is not None and not isinstance(axis, int) for axis in axes)
+    named = any(axis is not None and not isinstance(axis, int | np.integer) for axis in axes)
     return named and equation.primitive.name not in _NO_COLLECTIVES
 
 

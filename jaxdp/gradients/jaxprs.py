@@ -30,11 +30,16 @@ def equations(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:
     """Every equation, those in calls and loops too."""
     for equation in jaxpr.eqns:
         yield equation
-        for parameter in equation.params.values():
-            for value in parameter if isinstance(parameter, tuple | list) else (parameter,):
-                inner = getattr(value, "jaxpr", value)
-                if hasattr(inner, "eqns"):
-                    yield from equations(inner)
+        yield from inside(equation)
+
+
+def inside(equation: JaxprEqn) -> Iterator[JaxprEqn]:
+    """Every equation in the calls, loops and branches that an equation makes."""
+    for parameter in equation.params.values():
+        for value in parameter if isinstance(parameter, tuple | list) else (parameter,):
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from equations(inner)
 
 
 def bind(equation: JaxprEqn, inputs: Sequence[Any]) -> Sequence[Any]:
@@ -42,6 +47,27 @@ def bind(equation: JaxprEqn, inputs: Sequence[Any]) -> Sequence[Any]:
     bound = equation.primitive.get_bind_params(equation.params)
     functions, params = bound if isinstance(bound, tuple) else ((), bound)  # a pair before jax 0.10
     outputs = equation.primitive.bind(*functions, *inputs, **params)
+    return outputs if equation.primitive.multiple_results else [outputs]
+
+
+def bind_rewritten(equation: JaxprEqn, inputs: Sequence[Any], rule: Rule) -> Sequence[Any] | None:
+    """Evaluates a loop or a choice between branches, with the rule applied inside; None where it cannot be."""
+
+    def rewritten(parameter):
+        if isinstance(parameter, tuple | list):
+            return type(parameter)(map(rewritten, parameter))
+        if not isinstance(parameter, ClosedJaxpr):
+            return parameter
+        shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in parameter.in_avals]
+        return jax.make_jaxpr(lambda *xs: evaluate(parameter.jaxpr, parameter.consts, xs, rule))(*shapes)
+
+    params = {name: rewritten(value) for name, value in equation.params.items()}
+    bodies = [
+        b for value in params.values() for b in (value if isinstance(value, tuple | list) else (value,))
+    ]
+    if any(isinstance(body, ClosedJaxpr) and body.consts for body in bodies):
+        return None
+    outputs = equation.primitive.bind(*inputs, **params)
     return outputs if equation.primitive.multiple_results else [outputs]
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 from jaxtyping import PyTree
 
-from jaxdp.gradients import jaxprs
+from jaxdp.gradients import jaxprs, platforms
 
 
 class ExampleBytes(NamedTuple):
@@ -29,14 +29,14 @@ _CPU_GRADIENTS, _DEVICE_GRADIENTS = 2**26, 2**30
 _LEAST = 4
 
 
-def automatic_size(example: ExampleBytes) -> int:
+def automatic_size(example: ExampleBytes, platform: str = "auto") -> int:
     """The largest power of two that the budgets allow, at least 4.
 
     On a CPU the largest array of a piece fits 4 MiB and its gradients 64 MiB; elsewhere its gradients fit
     1 GiB, whatever else it takes.  Peak memory for gradients is bounded by the larger of that budget and four
     gradients.
     """
-    if jax.default_backend() == "cpu":
+    if platforms.resolved(platform) == "cpu":
         fits = min(_CPU_GRADIENTS // max(example.gradient, 1), _CACHED // max(example.largest, 1))
     else:
         fits = _DEVICE_GRADIENTS // max(example.gradient, 1)

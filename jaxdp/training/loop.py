@@ -82,17 +82,24 @@ class Loop:
         from tqdm import tqdm
 
         program = self.program
-        began = time.perf_counter()
-        jax.block_until_ready(program.epoch(self.plan, state, arrays, 0))  # compiles, and takes no step
-        if self.evaluate is not None:
-            jax.block_until_ready(self.evaluate(state.evaluated))
-        compile_seconds = time.perf_counter() - began
         first = done = int(state.step)
+        pauses = _pauses(first, stop, self.every)
+        chunk = program.chunk([first, *pauses])
+        began = time.perf_counter()
+        state = _copied(state)  # the caller's stays; this one's buffers are used again at every pause
+        if not chunk:  # compiles, and takes no step
+            state, _ = jax.block_until_ready(program.advance(self.plan, state, arrays, (first, first)))
+        if self.evaluate is not None:
+            jax.block_until_ready(self.evaluate(_copied(state.evaluated)))
+        compile_seconds = time.perf_counter() - began
         self._show(first, state)
         bar = tqdm(total=stop, initial=first, unit="step", disable=not self.progress)
         began = time.perf_counter()
-        for pause in _pauses(first, stop, self.every):
-            state, diagnostics = program.epoch(self.plan, state, arrays, pause)
+        for pause in pauses:
+            sent = time.perf_counter()
+            state, diagnostics = program.advance(self.plan, state, arrays, (done, pause), chunk)
+            if chunk and done == first:  # a call returns once it is compiled, before its steps are made
+                compile_seconds, began = (at + time.perf_counter() - sent for at in (compile_seconds, began))
             reached = pause if self.plan.policy is None else int(state.step)
             if reached == done:
                 break  # the filter stopped where the last pause was
@@ -112,7 +119,7 @@ class Loop:
 
     def _show(self, step: int, state: TrainState) -> None:
         for callback in self.callbacks:
-            callback(step, state.params)
+            callback(step, _copied(state.params))
 
     def _save(self, step: int, state: TrainState) -> None:
         assert self.store.writer is not None and self.identity is not None
@@ -125,13 +132,13 @@ class Loop:
     def _measure(self, step: int, state: TrainState, diagnostics: Diagnostics) -> None:
         """Keeps what was measured, to be read one epoch late so that the device never waits for the host."""
         self._flush()
-        measured = {} if self.evaluate is None else dict(self.evaluate(state.evaluated))
+        measured = {} if self.evaluate is None else dict(self.evaluate(_copied(state.evaluated)))
         bound = getattr(state.private.clip, "bound", None) if state.private is not None else None
         if bound is not None:
-            measured["l2_norm_clip"] = bound
+            measured["l2_norm_clip"] = _copied(bound)
         if self.diagnostics:
             measured |= {"training_loss": diagnostics.loss, "clipped": diagnostics.clipped}
-        self._waiting = (step, measured, state.overflow)
+        self._waiting = (step, measured, _copied(state.overflow))
 
     def _flush(self) -> None:
         if self._waiting is None:
@@ -146,6 +153,11 @@ class Loop:
         for name, value in {"step": step, **measured}.items():
             value = float(np.linalg.norm(value)) if name == "l2_norm_clip" else np.asarray(value).item()
             self.curves.setdefault(name, []).append(value)
+
+
+def _copied(tree: PyTree) -> PyTree:
+    """What stays when the steps to come are made in the place of the state."""
+    return jax.tree.map(jax.numpy.copy, tree)
 
 
 def _pauses(first: int, stop: int, every: int) -> list[int]:

@@ -2,14 +2,17 @@
 
 The data stay on the device and an epoch (any number of steps) is one compiled loop: nothing goes back to the
 host inside it.  The number of the last step is an argument, so a run is compiled once whatever the length of
-its epochs; sigma is traced, so it is compiled once whatever the schedule; and what the schedule is
-multiplied by is an argument too, so that runs that differ in epsilon share their program.
+its epochs.  Where the device's loop would ask the host before each step whether to go on (everywhere but on a
+CPU), a run of known length is calls of one program with a fixed number of steps, in which nothing asks.
+Sigma is traced, so it is compiled once whatever the schedule; and what the schedule is multiplied by is an
+argument too, so that runs that differ in epsilon share their program.
 """
 
 import dataclasses
 import functools
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -20,9 +23,11 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxdp import schedules
 from jaxdp._privatize import PrivatizeState, entropy_key, privatize_state
-from jaxdp.gradients import Loss
+from jaxdp.gradients import Loss, platforms
 from jaxdp.plan import Plan
 from jaxdp.schedules import Parametric
+
+_LEAST_CHUNK = 16  # steps: fewer are over before the next call can be sent
 
 
 class TrainState(NamedTuple):
@@ -105,6 +110,7 @@ class Program:
       decode: batch as stored -> batch as the loss takes it.
       ema_decay: of the average of the parameters; None for none.
       microbatch_size: see `jaxdp.clipped_gradients`.
+      platform: what it will run on, see `gradients.platforms.resolved`.
       traces: grows by one entry each time the step is traced.
     """
 
@@ -114,6 +120,7 @@ class Program:
     decode: Callable[[PyTree], PyTree] = lambda batch: batch
     ema_decay: float | None = None
     microbatch_size: int | str | None = "auto"
+    platform: str = "auto"
     traces: list[int] = dataclasses.field(default_factory=list)
     _asked: Any = dataclasses.field(init=False, repr=False)
 
@@ -169,7 +176,7 @@ class Program:
             plan = dataclasses.replace(plan, noise_multiplier=schedule)
         drawn = plan.batches.draw(state.sample_key, state.step)
         batch = self.decode(jax.tree.map(lambda leaf: leaf[drawn.indices], arrays))
-        gradient = plan.gradients(self.loss_fn, microbatch_size=self.microbatch_size)
+        gradient = plan.gradients(self.loss_fn, microbatch_size=self.microbatch_size, platform=self.platform)
         losses, grads = gradient(state.params, state.opt_state, batch, drawn.mask)
         chain = optax.chain(plan.privatize(), self.optimizer)
         updates, opt_state = chain.update(grads, state.opt_state, state.params)
@@ -186,18 +193,26 @@ class Program:
         )
         return after, _diagnostics(after, losses, drawn.mask)
 
-    @functools.cached_property
-    def _compiled(self) -> Any:
-        @jax.jit
-        def epoch(schedule, state, arrays, stop):
-            nothing = Diagnostics(jnp.float32(jnp.nan), jnp.float32(jnp.nan), jnp.int32(0))
-            return jax.lax.while_loop(
-                lambda carry: (carry[0].step < stop) & self.admits(carry[0]),
-                lambda carry: self._step(schedule, carry[0], arrays),
-                (state, nothing),
-            )
+    def _until(self, schedule, state, arrays, stop):
+        return jax.lax.while_loop(
+            lambda carry: (carry[0].step < stop) & self.admits(carry[0]),
+            lambda carry: self._step(schedule, carry[0], arrays),
+            (state, _nothing()),
+        )
 
-        return epoch
+    def _times(self, schedule, state, arrays, count):
+        steps = lambda _, carry: self._step(schedule, carry[0], arrays)  # noqa: E731
+        return jax.lax.fori_loop(0, count, steps, (state, _nothing()))
+
+    @functools.cached_property
+    def _compiled(self) -> tuple[Any, Any]:
+        """The loop with and without a state of its own; traced once for both."""
+        until = self._until
+        return jax.jit(until), jax.jit(until, donate_argnums=1)
+
+    @functools.cached_property
+    def _counted(self) -> Any:
+        return jax.jit(self._times, donate_argnums=1, static_argnums=3)
 
     def epoch(
         self, plan: Plan, state: TrainState, arrays: PyTree, stop: Any
@@ -210,11 +225,40 @@ class Program:
           state, arrays: see `step`.
           stop: number of steps.
         """
-        return self._compiled(_traced(plan), state, arrays, jnp.int32(stop))
+        return self._compiled[0](_traced(plan), state, arrays, jnp.int32(stop))
+
+    def chunk(self, stops: Sequence[int]) -> int:
+        """Steps that one call of `advance` may make without asking, if a run pauses at `stops`.
+
+        Returns:
+          The largest number that divides all lengths.  0, so that the device asks before each step: on a CPU,
+          where that is free; where a filter may end the run; where the number would be below 16.
+        """
+        length = math.gcd(*(b - a for a, b in itertools.pairwise(stops)))
+        asks = platforms.resolved(self.platform) == "cpu" or self.plan.policy is not None
+        return 0 if asks or length < _LEAST_CHUNK else length
+
+    def advance(
+        self, plan: Plan, state: TrainState, arrays: PyTree, steps: tuple[int, int], chunk: int = 0
+    ) -> tuple[TrainState, Diagnostics]:
+        """`epoch`, whose result takes the place of `state` in memory: no part of it can be used again.
+
+        Args:
+          plan, state, arrays: see `epoch`.
+          steps: the step that the state has reached, and that to reach.
+          chunk: a divisor of their distance, or 0; see `chunk`.
+        """
+        schedule, (first, stop) = _traced(plan), steps
+        if not chunk or first == stop:
+            return self._compiled[1](schedule, state, arrays, jnp.int32(stop))
+        diagnostics = _nothing()
+        for _ in range(first, stop, chunk):
+            state, diagnostics = self._counted(schedule, state, arrays, chunk)
+        return state, diagnostics
 
     def lowered(self, state: TrainState, arrays: PyTree) -> str:
         """The epoch's program as text (StableHLO): all that decides what is computed, but its arguments."""
-        return self._compiled.lower(_traced(self.plan), state, arrays, jnp.int32(0)).as_text()
+        return self._compiled[0].lower(_traced(self.plan), state, arrays, jnp.int32(0)).as_text()
 
     def admits(self, state: TrainState) -> Bool[Array, ""] | bool:
         """Whether the filter of an adaptive schedule admits the next step; true without one."""
@@ -223,6 +267,10 @@ class Program:
         private, clipper = privatize_state(state.opt_state), self.plan.clipper
         assert clipper is not None and clipper.sensitivity is not None
         return self.plan.policy.admits(private.noise, clipper.sensitivity(private.clip, private.step))
+
+
+def _nothing() -> Diagnostics:
+    return Diagnostics(jnp.float32(jnp.nan), jnp.float32(jnp.nan), jnp.int32(0))
 
 
 def _without_arguments(plan: Plan) -> Plan:

@@ -193,7 +193,7 @@ class Bench:
 @functools.lru_cache(maxsize=32)
 def _label_program(setting: Setting):
     """Labels of victims that share their parameters, by templates."""
-    setting = dataclasses.replace(setting, loss_fn=convolution.fast(setting.loss_fn))
+    setting = dataclasses.replace(setting, loss_fn=convolution.with_patches(setting.loss_fn))
 
     def one(params, observation, public):
         return infer_labels("template", setting, setting.leak, params, observation, public)

@@ -157,7 +157,7 @@ def points(model: Model, settings: Settings) -> list[Point]:
 
 def trajectory(model: Model, steps: int, seed: int) -> PyTree:
     """Parameters at `steps` successive steps of SGD from the model's on, stacked, [T, ...]."""
-    loss_fn = convolution.fast(model.loss_fn)
+    loss_fn = convolution.with_patches(model.loss_fn)
     x, y = jnp.asarray(model.train_x), jnp.asarray(model.train_y)
 
     def step(params, key):
