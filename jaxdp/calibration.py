@@ -138,7 +138,7 @@ def _with_sampler(found: Plan, plan: Plan) -> Plan:
     if not isinstance(plan.sampler, Sampler) or (found.steps, found.sampling) == (plan.steps, plan.sampling):
         return found
     made = sampling.create(plan.sampler.kind, plan.sampler.examples, found.sampling.rate, found.steps)
-    return found.drawn_from(made)
+    return dataclasses.replace(found, sampler=made)
 
 
 def _value(plan: Plan, what: str) -> float:

@@ -36,7 +36,7 @@ def keep_programs(environment: Mapping[str, str] = os.environ) -> pathlib.Path |
     """
     import jax
 
-    if "JAX_COMPILATION_CACHE_DIR" in environment or jax.config.jax_compilation_cache_dir:
+    if "JAX_COMPILATION_CACHE_DIR" in environment or getattr(jax.config, "jax_compilation_cache_dir", None):
         return None
     folder = programs_folder(environment)
     if not folder.is_dir():

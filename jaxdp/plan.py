@@ -67,10 +67,7 @@ class Plan:
     def __post_init__(self):
         _validate.whole(steps=self.steps)
         if (self.clipper is None) != (self.noise_multiplier is None):
-            raise ValueError(
-                f"noise_multiplier={self.noise_multiplier}: None exactly where clipper is None, for ordinary "
-                "training without privacy"
-            )
+            raise ValueError(f"noise_multiplier={self.noise_multiplier}: None exactly where clipper is None")
         most = self.sampler.steps if isinstance(self.sampler, Sampler) else None
         if most is not None and self.steps > most:
             raise ValueError(
@@ -302,10 +299,6 @@ class Plan:
     def sampled_at(self, rate: float) -> "Plan":
         """The plan with another sampling rate, without examples to draw from."""
         return dataclasses.replace(self, sampler=dataclasses.replace(self.sampling, rate=rate))
-
-    def drawn_from(self, sampler: Sampler) -> "Plan":
-        """The plan with this sampler."""
-        return dataclasses.replace(self, sampler=sampler)
 
 
 def _mean_gradient(loss_fn: Loss, platform: str) -> Callable[..., tuple]:

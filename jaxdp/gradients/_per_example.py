@@ -57,7 +57,7 @@ class _Product:
     """Where a leaf's gradient ends in a product: its operands and how to line them up."""
 
     operands: tuple[Any, Any]
-    matrices: Callable[[Array, Array], tuple[Array, Array]]  # as [positions, K] and [positions, O]
+    matrices: Callable[..., tuple[Array, ...]]  # as [positions, K] and [positions, O]
     arrange: tuple[tuple[str, Any], ...]
 
 

@@ -19,5 +19,5 @@ def resolved(platform: str) -> str:
     _validate.one_of(PLATFORMS, platform=platform)
     if platform != "auto":
         return platform
-    chosen = jax.config.jax_default_device
+    chosen = getattr(jax.config, "jax_default_device", None)
     return jax.default_backend() if chosen is None else getattr(chosen, "platform", chosen)
