@@ -43,6 +43,7 @@ class Plan:
       steps: length of the run.
       seed: of batches and noise; None takes the operating system's entropy.  Whoever knows a seed can remove
         the noise.
+      generator: of the noise, see `jaxdp.privatize`.
       reasons: what else is released without noise, so that no epsilon holds; one sentence each.
 
     Raises:
@@ -62,6 +63,7 @@ class Plan:
     sampler: Sampler | Sampling
     steps: int
     seed: int | None = None
+    generator: str = "chacha12"
     reasons: tuple[str, ...] = ()
 
     def __post_init__(self):
@@ -139,18 +141,17 @@ class Plan:
 
     # --- what is done -----------------------------------------------------------------------------------
 
-    def privatize(self, key: Array | None = None) -> optax.GradientTransformationExtraArgs:
+    def privatize(self, key: Array | int | None = None) -> optax.GradientTransformationExtraArgs:
         """The first link of the optimizer's chain: sums, noise, division; see `jaxdp.privatize`.
 
         Args:
-          key: the noise key; None derives it from the plan's seed, or takes the system's entropy.
+          key: the secret of the noise; None takes the plan's seed, or the system's entropy.
         """
         if self.clipper is None:
             return optax.with_extra_args_support(optax.identity())
-        if key is None and self.seed is not None:
-            key = jax.random.split(jax.random.key(self.seed))[1]
+        key = self.seed if key is None else key
         noise: Any = self.policy if self.schedule is None else self.schedule
-        return privatize(self.clipper, noise, self.expected_batch_size, key=key)
+        return privatize(self.clipper, noise, self.expected_batch_size, key=key, generator=self.generator)
 
     def gradients(self, loss_fn: Loss, *, microbatch_size: int | str | None = "auto") -> Callable[..., tuple]:
         """The gradient of a batch as `privatize` takes it.

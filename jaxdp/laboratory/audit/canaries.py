@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
-from jaxdp import gradients, models
+from jaxdp import gradients, models, noise
 from jaxdp._privatize import PrivatizeState
 from jaxdp.data import Dataset
 from jaxdp.sampling import Sampler
@@ -202,9 +202,8 @@ def subject(
         if config.adjacency == "add_or_remove_one":
             sampler = _only(sampler, rows)
         audited = configured.build(config, dataset=dataset, network=model, sampler=sampler)
-        sample_key, noise_key = jax.random.split(key)
-        first = start.with_private(_noise_state(start)._replace(key=noise_key))
-        first = first._replace(sample_key=sample_key)
+        secret = noise.secret(key)
+        first = start.with_private(_noise_state(start)._replace(key=secret))._replace(sample_key=secret)
 
         def step(state, _):
             after = audited.step(state, (x, labels))
