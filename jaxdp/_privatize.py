@@ -69,8 +69,9 @@ def privatize(
     """DP-SGD's gradient, as the first link of an Optax chain.
 
     The update is (sum_i clip(g_i) + sigma(t) S(t) N(0, I)) / expected_batch_size, with S the clipper's noise
-    scale and the noised sum rounded to a public grid (`jaxdp.noise.grid`).  The transformation takes per-example gradients (leaves [B, ...] or `gradients.Factored`), or a
-    `ClippedSum` made by `clipped_gradients`, and returns gradients shaped like the parameters.  sigma is
+    scale and the noised sum rounded to a public grid (`jaxdp.noise.grid`).  The transformation takes
+    per-example gradients (leaves [B, ...] or `gradients.Factored`), or a `ClippedSum` made by
+    `clipped_gradients`, and returns gradients shaped like the parameters.  sigma is
     traced: one compilation serves the whole run, whatever the schedule.
 
     Args:

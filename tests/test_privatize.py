@@ -7,13 +7,13 @@ import numpy as np
 import optax
 import pytest
 from jax.interpreters import batching
-from optax import contrib
 from noise_oracle import is_normal
+from optax import contrib
 
 from jaxdp import Plan, clipping, gradients, models, noise, schedules
 from jaxdp._privatize import ClippedSum, privatize
-from jaxdp.clipping import clipped_gradients
 from jaxdp.accounting.ledger import Sampling
+from jaxdp.clipping import clipped_gradients
 from jaxdp.gradients.microbatches import ExampleBytes, automatic_size, example_bytes
 
 SCHEDULED = ("flat", "automatic", "per_layer", "per_layer_published")

@@ -1,7 +1,7 @@
 """The secret of a run, and what is drawn from it: noise on a public grid, and the choice of batches.
 
-Every draw is a function of the secret, the step, what it is for, and its place: no state is advanced, no two are
-the same, and any device can compute its own part.
+Every draw is a function of the secret, the step, what it is for, and its place: no state is advanced, no two
+are the same, and any device can compute its own part.
 """
 
 import hashlib
@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, PyTree, Shaped, UInt32
 from jaxdp.noise.chacha import GENERATORS as GENERATORS
 from jaxdp.noise.chacha import blocks
 from jaxdp.noise.grid import Stream as Stream
+from jaxdp.noise.grid import grid_step as grid_step
 from jaxdp.noise.grid import released as released
 
 VERSION = 3  # of what a secret gives: a run that began with another goes on with new keys
@@ -32,8 +33,8 @@ def secret(key: Array | np.ndarray | int) -> UInt32[Array, "8"]:
     """The secret that a key stands for.
 
     Args:
-      key: of `entropy_key`; or a seed, or a key of `jax.random`, which are expanded to its length and are as easy
-        to guess as before.
+      key: of `entropy_key`; or a seed, or a key of `jax.random`, which are expanded to its length and are as
+        easy to guess as before.
 
     Raises:
       ValueError: none of these.
@@ -47,8 +48,8 @@ def secret(key: Array | np.ndarray | int) -> UInt32[Array, "8"]:
     if key.dtype == jnp.uint32 and key.shape == (8,):
         return jnp.asarray(key)
     raise ValueError(
-        f"key={key.dtype}{list(key.shape)}: must be of jaxdp.entropy_key (uint32[8]), one key of jax.random, or "
-        "a whole number"
+        f"key={key.dtype}{list(key.shape)}: must be of jaxdp.entropy_key (uint32[8]), one key of jax.random, "
+        "or a whole number"
     )
 
 

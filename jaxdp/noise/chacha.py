@@ -1,8 +1,8 @@
 """The words that noise and batches are made of: ChaCha, or JAX's threefry, as functions of a place.
 
 A block is 16 words of 32 bits.  Which one it is say a counter and three more words, its place: in this library
-`(step, leaf, stream)`, see `jaxdp.noise`.  Nothing is advanced, so that any device can compute the block that it
-needs.
+`(step, leaf, stream)`, see `jaxdp.noise`.  Nothing is advanced, so that any device can compute the block that
+it needs.
 
 Source: Bernstein, "ChaCha, a variant of Salsa20" (2008); RFC 8439 for 20 rounds, whose state this is, with a
 counter of 32 bits and a nonce of 96.

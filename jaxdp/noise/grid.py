@@ -1,19 +1,19 @@
 """Gaussian noise released on a grid, so that the last digits of a sum tell nothing.
 
-A float32 that is a sum plus float32 noise lies on a lattice that the sum shifts: whoever knows two candidate sums
-sees which of them it was.  What is released here is
+A float32 that is a sum plus float32 noise lies on a lattice that the sum shifts: whoever knows two candidate
+sums sees which of them it was.  What is released here is
 
     gamma K,    K = round((S + Z) / gamma),    Z ~ N(0, std^2),    gamma = 2^j with std / gamma in [6.4, 12.8)
 
-which is a function of S + Z and public numbers alone: post-processing of the Gaussian mechanism, whose epsilon it
-keeps.  The grid adds at most 0.2 % to the variance.  No sum S + Z of finite precision is ever formed: with N the
-whole number next to S / gamma and f = S / gamma - N, both exact since gamma is a power of two, K = N + k for
-k = round(f + (std / gamma) z), and the z that decides it is a quantile to 1e-13 (`jaxdp.noise.quantile`).
+which is a function of S + Z and public numbers alone: post-processing of the Gaussian mechanism, whose epsilon
+it keeps.  The grid adds at most 0.2 % to the variance.  No sum S + Z of finite precision is ever formed: with
+N the whole number next to S / gamma and f = S / gamma - N, both exact since gamma is a power of two, K = N + k
+for k = round(f + (std / gamma) z), and the z that decides it is a quantile to 1e-13 (`jaxdp.noise.quantile`).
 How far the probabilities of k are from the ideal ones is charged for (`jaxdp.accounting.generator`).
 
 Eight numbers are made of a block: a sign and 63 bits of tail probability from two words of their own, and 32
-more bits, which matter once in 2^57 draws, from the second word of the next.  The place of an entry is its leaf's
-number in the tree and its own in the leaf (row-major): block `place // 8`, number `place % 8`.
+more bits, which matter once in 2^57 draws, from the second word of the next.  The place of an entry is its
+leaf's number in the tree and its own in the leaf (row-major): block `place // 8`, number `place % 8`.
 """
 
 import math
@@ -75,6 +75,11 @@ def released(stream: Stream, tree: PyTree, std: Float[Array, ""] | float) -> PyT
         for place, leaf in zip(part.leaves, part.scatter((near + drawn) * gamma.astype(dtype)), strict=True):
             noised[place] = leaf
     return jax.tree.unflatten(structure, noised)
+
+
+def grid_step(std: Float[Array, ""] | float) -> Float[Array, ""]:
+    """gamma for noise of a standard deviation: public, as that is."""
+    return _grid(jnp.asarray(std, jnp.float32))[0]
 
 
 def _grid(std: Float[Array, ""]) -> tuple[Float[Array, ""], Float[Array, ""]]:

@@ -1,15 +1,15 @@
 """Normal numbers by inversion, to 1e-13, in operations that a compiler puts into one vectorised loop.
 
-The tail probability t = P(|z| > x) comes as whole numbers, so that it is known to 1e-16 of itself however small it
-is.  A first x from float32 arithmetic is good to 2e-4; float64 then solves for the rest: with Mills' ratio
-M(x) = P(z > x) / phi(x), and r = M(x) - t / (2 phi(x)), the quantile is x + r + x r^2 / 2 + (2 x^2 + 1) r^3 / 6
-up to r^4.
+The tail probability t = P(|z| > x) comes as whole numbers, so that it is known to 1e-16 of itself however
+small it is.  A first x from float32 arithmetic is good to 2e-4; float64 then solves for the rest: with Mills'
+ratio M(x) = P(z > x) / phi(x), and r = M(x) - t / (2 phi(x)), the quantile is x + r + x r^2 / 2 + (2 x^2 + 1)
+r^3 / 6 up to r^4.
 
-All that is here is additions, products, comparisons and bits.  XLA on CPUs evaluates what it takes for expensive
-(`exp`, `log`, `sqrt`, a quotient) by itself as soon as two others use it, and the loop falls apart into dozens;
-so there are polynomials in place of the first three, and Newton's steps in place of the last.  Coefficients are
-of Chebyshev interpolants (the quotient in `_start`: least squares, reweighted), highest power first; the errors
-that they leave are measured by the tests.
+All that is here is additions, products, comparisons and bits.  XLA on CPUs evaluates what it takes for
+expensive (`exp`, `log`, `sqrt`, a quotient) by itself as soon as two others use it, and the loop falls apart
+into dozens; so there are polynomials in place of the first three, and Newton's steps in place of the last.
+Coefficients are of Chebyshev interpolants (the quotient in `_start`: least squares, reweighted), highest power
+first; the errors that they leave are measured by the tests.
 """
 
 import math

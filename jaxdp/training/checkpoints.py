@@ -235,7 +235,7 @@ def _is_short(found: np.ndarray, expected: Any) -> bool:
 
 
 def _restored(leaves: list[np.ndarray], like: PyTree, where: str) -> PyTree:
-    """The leaves in the structure of `like`, keys as keys; secrets of earlier versions stay as short as they are."""
+    """The leaves in the structure of `like`, keys as keys; secrets of earlier versions stay short."""
     expected, structure = jax.tree.flatten(like)
     plain = [jax.random.key_data(leaf) if _is_key(leaf) else leaf for leaf in expected]
     same = len(leaves) == len(plain) and all(

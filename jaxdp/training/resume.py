@@ -172,7 +172,8 @@ def _with_whole_secrets(state: TrainState, fresh: TrainState, plan: Plan) -> Tra
         sampling = plan.sampling
         if sampling.kind == "shuffled" and int(state.step) % (sampling.steps_per_epoch or 1):
             raise ValueError(
-                "sampling='shuffled': an earlier version drew the epoch's order, which this one cannot go on with"
+                "sampling='shuffled': an earlier version drew the epoch's order, and this one cannot go on "
+                "amid an epoch"
             )
         state = state._replace(sample_key=fresh.sample_key)
     private, first = state.private, fresh.private

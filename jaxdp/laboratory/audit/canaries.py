@@ -50,6 +50,7 @@ class Observation(NamedTuple):
         contribution.
       noise: [steps, coordinates], the noised sum in the slot that no example touches, in units of the clipper's
         noise scale: the gradient's sigma times a standard normal, if the noise is what is claimed.
+      grid: [steps], the step of the public grid that noise is released on, in units of its deviation.
       released: [steps, numbers], the clipper's state after the step: what it makes public beside the sum.
     """
 
@@ -58,6 +59,7 @@ class Observation(NamedTuple):
     energy: Float[Array, " steps"]
     slot: Float[Array, "steps coordinates"]
     noise: Float[Array, "steps coordinates"]
+    grid: Float[Array, " steps"]
     released: Float[Array, "steps numbers"]
 
 
@@ -225,14 +227,17 @@ def _observed(
     products = jnp.stack([n[:canaries] @ c for n, c in zip(noised, contribution, strict=True)], axis=1)
     squares = jnp.stack([c @ c for c in contribution])
     sensitivity = jnp.sqrt(squares.sum())
-    assert run.plan.clipper is not None
+    clipper, schedule = run.plan.clipper, run.plan.schedule
+    assert clipper is not None and schedule is not None
+    scale = sensitivity * clipper.noise_to_sensitivity
+    std = scale * clipper.gradient_noise(schedule(before.step))
     return Observation(
         along=products.sum(axis=1) / squares.sum(),
         by_tensor=products / squares[None],
         energy=sum((jnp.sum(n**2) for n in noised), jnp.zeros(())) / sum(n.size for n in noised),
         slot=jnp.concatenate([n[0] for n in noised]) / sensitivity,
-        noise=jnp.concatenate([n[-1] for n in noised])
-        / (sensitivity * run.plan.clipper.noise_to_sensitivity),
+        noise=jnp.concatenate([n[-1] for n in noised]) / scale,
+        grid=noise.grid_step(std) / std,
         # never empty, which lax.map does not take in chunks
         released=jnp.concatenate([jnp.zeros(1), *(leaf.reshape(-1) for leaf in jax.tree.leaves(after.clip))]),
     )
