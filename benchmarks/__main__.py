@@ -10,10 +10,11 @@ import sys
 from benchmarks import malloc
 
 NAMES = (
-    "step", "dynamic", "scaling", "memory", "peers", "accounting", "audit", "attacks", "accuracy", "table",
+    "step", "dynamic", "scaling", "memory", "peers", "noise", "accounting", "audit", "attacks",
+    "accuracy", "table",
 )  # fmt: skip
 ON_REQUEST = ("accuracy",)
-TIMED = ("step", "dynamic", "scaling", "peers")  # in processes whose malloc is tuned
+TIMED = ("step", "dynamic", "scaling", "peers", "noise")  # in processes whose malloc is tuned
 
 
 def main(arguments: list[str]) -> int:

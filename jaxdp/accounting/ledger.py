@@ -146,8 +146,6 @@ class Entry:
             )
         if not all(isinstance(text, str) for text in (self.mechanism, self.charged, *self.reasons)):
             raise ValueError(f"mechanism={self.mechanism!r}: mechanism, charged and reasons must be text")
-        if not isinstance(self.generator, str | None):
-            raise ValueError(f"generator={self.generator!r}: must be text")
         if self.coordinates is not None:
             _whole(0, coordinates=self.coordinates)
 
