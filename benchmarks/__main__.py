@@ -11,11 +11,11 @@ import sys
 from benchmarks import malloc
 
 NAMES = (
-    "step", "dynamic", "scaling", "memory", "peers", "accounting", "audit", "attacks", "accuracy",
-    "device", "table",
+    "step", "dynamic", "scaling", "memory", "peers", "noise", "accounting", "audit", "attacks",
+    "accuracy", "device", "table",
 )  # fmt: skip
 ON_REQUEST = ("accuracy", "device")
-TIMED = ("step", "dynamic", "scaling", "peers", "device")  # in processes whose malloc is tuned
+TIMED = ("step", "dynamic", "scaling", "peers", "noise", "device")  # in processes whose malloc is tuned
 
 
 def main(arguments: list[str]) -> int:

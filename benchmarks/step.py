@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from benchmarks import networks, timing, variants
-from jaxdp.noise import noise_like
+from jaxdp import noise
 
 
 class Carried:
@@ -29,8 +29,10 @@ class Carried:
 
 def noise_of(params):
     """Draws the noise of one step after another."""
-    draw, seeds = jax.jit(lambda seed: noise_like(jax.random.key(seed), params)), iter(range(2**31))
-    return lambda: draw(np.int32(next(seeds)))
+    secret = noise.secret(0)
+    draw = jax.jit(lambda step: noise.released(noise.Stream(secret, step, noise.GRADIENTS), params, 1.0))
+    steps = iter(range(2**31))
+    return lambda: draw(np.int32(next(steps)))
 
 
 def measure(name: str, batch_size: int, rounds: int, budget_seconds: float) -> list[dict]:

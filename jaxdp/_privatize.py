@@ -12,9 +12,8 @@ import optax
 from jax.interpreters import mlir
 from jaxtyping import Array, Float, Int, PyTree, UInt32
 
-from jaxdp import _updates, _validate, schedules
+from jaxdp import _updates, _validate, noise, schedules
 from jaxdp.clipping import ClippedSum, Clipper
-from jaxdp.noise import entropy_key, noise_like
 from jaxdp.schedules import Schedule
 
 
@@ -38,8 +37,8 @@ class PrivatizeState(NamedTuple):
 
     Attributes:
       step: the number of updates made, which is also the t of sigma(t) and C(t).
-      key: the secret from which the noise of every step is derived, as `jax.random.key_data`: plain words that
-        any serialiser can write.  Never advanced.
+      key: the secret of 256 bits from which the noise of every step is derived: plain words that any serialiser
+        can write.  Never advanced.
       clip: the clipper's own state.
       noise: the state of the policy that chooses the noise multiplier; () where none does.
       examples: of the last step, the number of examples that counted.
@@ -51,7 +50,7 @@ class PrivatizeState(NamedTuple):
     """
 
     step: Int[Array, ""]
-    key: Array
+    key: UInt32[Array, "8"]
     clip: PyTree
     noise: PyTree
     examples: Int[Array, ""]
@@ -64,13 +63,15 @@ def privatize(
     noise_multiplier: float | Array | Schedule | NoisePolicy,
     expected_batch_size: float,
     *,
-    key: Array | None = None,
+    key: Array | int | None = None,
+    generator: str = "chacha12",
 ) -> optax.GradientTransformationExtraArgs:
     """DP-SGD's gradient, as the first link of an Optax chain.
 
     The update is (sum_i clip(g_i) + sigma(t) S(t) N(0, I)) / expected_batch_size, with S the clipper's noise
-    scale.  The transformation takes per-example gradients (leaves [B, ...] or `gradients.Factored`), or a
-    `ClippedSum` made by `clipped_gradients`, and returns gradients shaped like the parameters.  sigma is
+    scale and the noised sum rounded to a public grid (`jaxdp.noise.grid`).  The transformation takes
+    per-example gradients (leaves [B, ...] or `gradients.Factored`), or a `ClippedSum` made by
+    `clipped_gradients`, and returns gradients shaped like the parameters.  sigma is
     traced: one compilation serves the whole run, whatever the schedule.
 
     Args:
@@ -80,8 +81,10 @@ def privatize(
         (`jaxdp.accounting.filters`).
       expected_batch_size: q n for Poisson batches, the fixed size otherwise.  Never the size of the batch at
         hand, which is private.
-      key: the noise key.  None takes the operating system's entropy; whoever knows a given key can remove the
-        noise.
+      key: the secret of the noise, see `jaxdp.noise.secret`.  None takes the operating system's entropy;
+        whoever knows a given key can remove the noise.
+      generator: what the noise is drawn with: `chacha12`, `chacha20`, or `threefry`, of 64 bits and not made to
+        keep a secret.
 
     Returns:
       A transformation whose `update` also takes `mask` [B], False or 0 for padding.  It comes first in a chain,
@@ -99,9 +102,11 @@ def privatize(
 
     Formal guarantee: with neighbouring batches that differ in one example, the noised sum of step t, with
     whatever the clipper releases for its next bound, is a Gaussian mechanism with noise multiplier
-    sigma(t) * clipper.noise_to_sensitivity, for real numbers and ideal noise; the accountant must be told the
-    same sigma and how batches were drawn.  None where `clipper.private` is False.  Noise of step t is derived
-    from (key, t): no draw is used twice, and a resumed run repeats the same noise for the same step.
+    sigma(t) * clipper.noise_to_sensitivity, rounded to a public grid, if sums are exact and ChaCha's words
+    cannot be told from random ones (`jaxdp.accounting.generator` charges for what is not ideal beside them);
+    the accountant must be told the same sigma and how batches were drawn.  None where `clipper.private` is
+    False.  Noise of step t is derived from (key, t): no draw is used twice, and a resumed run repeats the same
+    noise for the same step.
 
     >>> import optax
     >>> from jaxdp import clipping, schedules
@@ -114,15 +119,15 @@ def privatize(
             "size of the batch at hand is private"
         )
     _validate.positive(expected_batch_size=expected_batch_size)
+    _validate.one_of(noise.GENERATORS, generator=generator)
     start, choose = _chooser(clipper, noise_multiplier)
-    implementation = "threefry2x32" if key is None else jax.random.key_impl(key)
 
     def init_fn(params):
         _updates.check_parameters(params)
         # No two leaves share a buffer, nor any with the caller's key: the state may be donated.
         return PrivatizeState(
             step=jnp.zeros((), jnp.int32),
-            key=_fresh_key() if key is None else jnp.array(jax.random.key_data(key), copy=True),
+            key=_fresh_key() if key is None else jnp.array(noise.secret(key), copy=True),
             clip=clipper.init(params),
             noise=start(),
             examples=jnp.zeros((), jnp.int32),
@@ -135,23 +140,25 @@ def privatize(
         summed = updates
         if not isinstance(updates, ClippedSum):
             summed = clipper.clip(updates, state.clip, state.step, mask)
-        gradient_key, clipper_key = jax.random.split(
-            jax.random.fold_in(_as_key(state.key, implementation), state.step)
-        )
+        secret = noise.secret(state.key)
+
+        def release(tree, std, purpose=noise.CLIPPER):
+            return noise.released(noise.Stream(secret, state.step, purpose, generator), tree, std)
+
         total = summed.gradients
-        noise, multiplier = choose(state)
+        chosen, multiplier = choose(state)
         if multiplier is not None:
             std = _gradient_noise(clipper, multiplier, state.step)
             std = std * clipper.noise_scale(summed, state.clip, state.step)
             std = jnp.where(_updates.are_noised_for(clipper, summed, state), std, jnp.nan)
-            total = jax.tree.map(lambda s, z: s + std * z, total, noise_like(gradient_key, total))
+            total = release(total, std, noise.GRADIENTS)
         like = total if params is None else params
         noised = jax.tree.map(lambda s, p: (s / expected_batch_size).astype(p.dtype), total, like)
         return noised, PrivatizeState(
             step=state.step + 1,
             key=state.key,
-            clip=clipper.update(state.clip, summed, state.step, clipper_key),
-            noise=noise,
+            clip=clipper.update(state.clip, summed, state.step, release),
+            noise=chosen,
             examples=summed.examples,
             clipped=summed.clipped,
             nonfinite=state.nonfinite + summed.nonfinite,
@@ -217,13 +224,6 @@ def _gradient_noise(clipper: Clipper, multiplier: Any, step: Any) -> Array:
     return clipper.gradient_noise(multiplier)
 
 
-def _as_key(key: Any, implementation: Any) -> Array:
-    """Returns the key of a state, whose words may be bare."""
-    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        return key
-    return jax.random.wrap_key_data(jnp.asarray(key), impl=implementation)
-
-
 # Stands where the key would be drawn while something is traced: it has a shape, so that `jax.eval_shape` works,
 # and refuses to be compiled or evaluated.
 _traced_key = jax.extend.core.Primitive("entropy_key_under_a_trace")
@@ -237,7 +237,7 @@ def _refuse(*arguments: Any) -> Any:
 
 
 _traced_key.def_impl(_refuse)
-_traced_key.def_abstract_eval(lambda: jax.core.ShapedArray((2,), jnp.uint32))
+_traced_key.def_abstract_eval(lambda: jax.core.ShapedArray((8,), jnp.uint32))
 mlir.register_lowering(_traced_key, _refuse)
 
 
@@ -249,7 +249,7 @@ with concurrent.futures.ThreadPoolExecutor(1) as _thread:
     _NO_TRACE = _thread.submit(_trace_state).result()  # a new thread traces nothing, whatever imports this
 
 
-def _fresh_key() -> UInt32[Array, "2"]:
-    """Returns the words of a key from entropy, where no trace is under way."""
+def _fresh_key() -> UInt32[Array, "8"]:
+    """Returns a secret from entropy, where no trace is under way."""
     outside = _trace_state() == _NO_TRACE
-    return jax.random.key_data(entropy_key()) if outside else _traced_key.bind()
+    return noise.entropy_key() if outside else _traced_key.bind()

@@ -10,6 +10,7 @@ evaluates it in the same precision.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -43,6 +44,8 @@ class Plan:
       steps: length of the run.
       seed: of batches and noise; None takes the operating system's entropy.  Whoever knows a seed can remove
         the noise.
+      generator: of the noise, see `jaxdp.privatize`.
+      coordinates: numbers that each step noises, see `sized`; None where the parameters are not known.
       reasons: what else is released without noise, so that no epsilon holds; one sentence each.
 
     Raises:
@@ -62,6 +65,8 @@ class Plan:
     sampler: Sampler | Sampling
     steps: int
     seed: int | None = None
+    generator: str = "chacha12"
+    coordinates: int | None = None
     reasons: tuple[str, ...] = ()
 
     def __post_init__(self):
@@ -89,8 +94,6 @@ class Plan:
                 f"clipper={self.clipper.name!r}: an adaptive schedule follows the bound of quantile clipping"
             )
         self.clipper.check([self.noise_multiplier.start])
-
-    # --- its parts --------------------------------------------------------------------------------------
 
     @property
     def sampling(self) -> Sampling:
@@ -139,20 +142,17 @@ class Plan:
         """What the noised sum is divided by: q n, or the fixed size."""
         return self.batches.expected_batch_size
 
-    # --- what is done -----------------------------------------------------------------------------------
-
-    def privatize(self, key: Array | None = None) -> optax.GradientTransformationExtraArgs:
+    def privatize(self, key: Array | int | None = None) -> optax.GradientTransformationExtraArgs:
         """The first link of the optimizer's chain: sums, noise, division; see `jaxdp.privatize`.
 
         Args:
-          key: the noise key; None derives it from the plan's seed, or takes the system's entropy.
+          key: the secret of the noise; None takes the plan's seed, or the system's entropy.
         """
         if self.clipper is None:
             return optax.with_extra_args_support(optax.identity())
-        if key is None and self.seed is not None:
-            key = jax.random.split(jax.random.key(self.seed))[1]
+        key = self.seed if key is None else key
         noise: Any = self.policy if self.schedule is None else self.schedule
-        return privatize(self.clipper, noise, self.expected_batch_size, key=key)
+        return privatize(self.clipper, noise, self.expected_batch_size, key=key, generator=self.generator)
 
     def gradients(
         self, loss_fn: Loss, *, microbatch_size: int | str | None = "auto", platform: str = "auto"
@@ -179,8 +179,6 @@ class Plan:
             return summed(params, batch, mask, state.clip, state.step)
 
         return gradient
-
-    # --- what is charged --------------------------------------------------------------------------------
 
     def noise_multipliers(self, start: int = 0, stop: int | None = None) -> Float[np.ndarray, " steps"]:
         """What the accountant charges for: sigma(t) relative to the true sensitivity, of steps `start ..
@@ -233,6 +231,8 @@ class Plan:
             reasons=self.why_not_private,
             seed="entropy" if self.seed is None else "given",
             filter=filter,
+            generator=None if self.clipper is None else self.generator,
+            coordinates=self.coordinates,
         )
 
     def _run_lengths(self, start: int, stop: int) -> tuple[tuple[float, int], ...]:
@@ -272,8 +272,6 @@ class Plan:
         """The filter that bounds an adaptive schedule."""
         return None if self.policy is None else self.policy.filter
 
-    # --- the same run with one thing changed ------------------------------------------------------------
-
     def scaled(self, factor: float) -> "Plan":
         """The plan with its noise multiplier times a factor."""
         noise = self.noise_multiplier
@@ -295,6 +293,15 @@ class Plan:
         if not isinstance(noise, schedules.Parametric):
             raise ValueError(f"end={end}: only a schedule of jaxdp.schedules has an end point to choose")
         return dataclasses.replace(self, noise_multiplier=noise.ending_at(end))
+
+    def sized(self, params: PyTree) -> "Plan":
+        """The plan for these parameters, with the number of values that a step noises: a gradient's, and those
+        that the clipper learns from.
+        """
+        if self.clipper is None:
+            return self
+        noised = jax.tree.leaves((params, jax.eval_shape(self.clipper.init, params)))
+        return dataclasses.replace(self, coordinates=sum(math.prod(jnp.shape(leaf)) for leaf in noised))
 
     def sampled_at(self, rate: float) -> "Plan":
         """The plan with another sampling rate, without examples to draw from."""

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-from jaxdp import _validate
+from jaxdp import _validate, noise
 from jaxdp.accounting.ledger import Sampling
 
 OVERFLOW_PROBABILITY = 1e-9
@@ -51,7 +51,8 @@ class Sampler:
       physical_batch_size: number of places in a batch.
       steps_per_epoch: for `shuffled`, steps in which every example takes part once; 1 for `full`, None for
         `poisson`, which has no epochs.
-      draw: `(key, step) -> Batch`; the same key and step give the same batch.
+      draw: `(key, step) -> Batch`; the same key (see `jaxdp.noise.secret`) and step give the same batch, by
+        ChaCha, from a stream that no noise is drawn from: both may have the same key.
       steps: of `poisson`, the length of run for which its places suffice; None for any.
     """
 
@@ -109,8 +110,8 @@ def poisson(examples: int, sampling_rate: float, steps: int) -> Sampler:
     threshold = jnp.uint32(math.floor(sampling_rate * 2**32) if sampling_rate < 1 else 0)
 
     def draw(key, step):
-        bits = jax.random.bits(jax.random.fold_in(key, step), (examples,), jnp.uint32)
-        chosen = bits < threshold if sampling_rate < 1 else jnp.ones(examples, bool)
+        everyone = jnp.ones(examples, bool)
+        chosen = noise.below(key, step, examples, threshold) if sampling_rate < 1 else everyone
         count = chosen.sum()
         (indices,) = jnp.nonzero(chosen, size=size, fill_value=0)
         return Batch(indices, jnp.arange(size) < count, count > size)
@@ -139,7 +140,9 @@ def shuffled(examples: int, batch_size: int) -> Sampler:
 
     def draw(key, step):
         epoch, place = jnp.divmod(jnp.asarray(step), steps_per_epoch)
-        order = jax.random.permutation(jax.random.fold_in(key, epoch), examples)
+        # Sorted by 64 random bits each: a uniform permutation, but for ties.
+        first, second = noise.words(key, epoch, 2 * examples).reshape(2, examples)
+        _, _, order = jax.lax.sort((first, second, jnp.arange(examples)), num_keys=2)
         positions = place * batch_size + jnp.arange(batch_size)
         mask = positions < examples
         return Batch(jnp.where(mask, order[positions % examples], 0), mask, jnp.zeros((), bool))

@@ -22,7 +22,7 @@ ALLOWED = {
     "jaxdp.schedules": set(),
     "jaxdp.gradients": set(),
     "jaxdp.clipping": {"jaxdp.gradients", "jaxdp.schedules", "jaxdp.noise"},
-    "jaxdp.sampling": {"jaxdp.accounting"},
+    "jaxdp.sampling": {"jaxdp.accounting", "jaxdp.noise"},
     "jaxdp.data": {"jaxdp.atomic"},
     "jaxdp.models": {"jaxdp.gradients"},
 }

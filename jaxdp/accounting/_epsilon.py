@@ -11,6 +11,7 @@ from jaxtyping import Float
 
 from jaxdp import _validate
 from jaxdp.accounting import pld, rdp
+from jaxdp.accounting.generator import Charge, charge
 from jaxdp.accounting.ledger import Entry, Ledger, epoch_minima
 from jaxdp.accounting.pld import Steps
 
@@ -71,6 +72,8 @@ class Epsilon:
       order: the Renyi order that gave it (`rdp`, and `pld` where it has no bound of its own), or that was
         fixed in advance (`renyi filter`).
       nominal: the run is not private; the number reproduces a published claim and bounds nothing.
+      generator: what the error of the generator adds to `value` and `delta`; None where it is not known how
+        many numbers were noised, and nothing is charged.
     """
 
     value: float
@@ -82,6 +85,7 @@ class Epsilon:
     ledger: str
     order: float | None = None
     nominal: bool = False
+    generator: Charge | None = None
 
     @property
     def caveat(self) -> str:
@@ -98,9 +102,12 @@ class Epsilon:
         bracket = "" if self.lower is None else f" (not below {rounded(self.lower, up=False)})"
         label = "NOMINAL, not a privacy guarantee: " if self.nominal else ""
         caveat = f"; {self.caveat}" if self.caveat else ""
+        charged = ("", "")
+        if self.generator is not None and not self.nominal:
+            charged = (f" + {self.generator.epsilon:.1e}", f" + {self.generator.delta:.1e}")
         return (
-            f"{label}epsilon = {rounded(self.value)}{bracket} at delta = {self.delta:g}, "
-            f"{self.accountant.upper()}, {self.adjacency}, {self.sampling}{caveat}"
+            f"{label}epsilon = {rounded(self.value)}{charged[0]}{bracket} at delta = {self.delta:g}{charged[1]}"
+            f", {self.accountant.upper()}, {self.adjacency}, {self.sampling}{caveat}"
         )
 
 
@@ -220,7 +227,8 @@ def epsilon(
       ValueError: a run that is not private, or a combination without a theorem.
 
     Formal guarantee: unless nominal, the run is (value, delta)-differentially private for one example under
-    the adjacency, if its noise multipliers and sampling are what the ledger says.
+    the adjacency, if its noise multipliers and sampling are what the ledger says; where noise is made by a
+    generator, (value + generator.epsilon, delta + generator.delta): see `jaxdp.accounting.generator`.
     """
     _refuse_not_private(ledger, nominal)
     _validate.positive(tolerance=tolerance)
@@ -236,13 +244,14 @@ def epsilon(
     )
     if claim.accountant == "rdp":
         value, order = _renyi(ledger, steps, claim)
-        return Epsilon(value=value, lower=None, order=order, **common)
+        return Epsilon(value=value, lower=None, order=order, generator=charge(ledger, value, delta), **common)
     fixed_size = all(entry.sampling.kind == "without_replacement" for entry in ledger.entries)
     bounds = pld.bounds(
         steps, delta, replace=adjacency == "replace_one", fixed_size=fixed_size, tolerance=tolerance
     )
     upper, order = (bounds.upper, None) if math.isfinite(bounds.upper) else _renyi(ledger, steps, claim)
-    return Epsilon(value=upper, lower=min(bounds.lower, upper), order=order, **common)
+    added = charge(ledger, upper, delta)
+    return Epsilon(value=upper, lower=min(bounds.lower, upper), order=order, generator=added, **common)
 
 
 def _renyi(ledger: Ledger, steps: list[Steps], claim: Claim) -> tuple[float, float]:

@@ -34,6 +34,7 @@ from jaxtyping import Float, Int
 from jaxdp import _validate
 from jaxdp.accounting import _epsilon as accounting
 from jaxdp.accounting import rdp
+from jaxdp.accounting.generator import charge
 from jaxdp.accounting.ledger import Filter, Ledger
 
 UNITS = 2**30
@@ -142,4 +143,5 @@ def epsilon(ledger: Ledger) -> accounting.Epsilon:
         sampling="; ".join(dict.fromkeys(str(entry.sampling) for entry in ledger.entries)),
         ledger=ledger.sha256,
         order=filter.order,
+        generator=charge(ledger, filter.epsilon, filter.delta),
     )

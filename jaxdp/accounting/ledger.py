@@ -110,6 +110,8 @@ class Entry:
       seed: `entropy` (of the operating system) or `given`: noise that someone can predict.
       filter: where the noise multipliers were chosen during the run from noised outputs, the filter that
         admitted them; None where they were fixed before it.
+      generator: what noise was drawn with; None where it is not said.
+      coordinates: how many numbers each step noised; None where it is not said.
     """
 
     start: int
@@ -122,6 +124,8 @@ class Entry:
     reasons: tuple[str, ...] = ()
     seed: str = "entropy"
     filter: Filter | None = None
+    generator: str | None = None
+    coordinates: int | None = None
 
     def __post_init__(self):
         _whole(0, start=self.start)
@@ -142,6 +146,8 @@ class Entry:
             )
         if not all(isinstance(text, str) for text in (self.mechanism, self.charged, *self.reasons)):
             raise ValueError(f"mechanism={self.mechanism!r}: mechanism, charged and reasons must be text")
+        if self.coordinates is not None:
+            _whole(0, coordinates=self.coordinates)
 
     def sigmas(self) -> Float[np.ndarray, " steps"]:
         """The effective noise multiplier of each of its steps."""
@@ -245,13 +251,16 @@ class Ledger:
 def _same_kind(a: Entry, b: Entry) -> bool:
     return all(
         getattr(a, field) == getattr(b, field)
-        for field in ("sampling", "mechanism", "charged", "private", "reasons", "seed", "filter")
+        for field in (field.name for field in dataclasses.fields(Entry))
+        if field not in ("start", "stop", "noise_multipliers")
     )
 
 
 def _plain(entry: Entry) -> dict:
     """The entry as what JSON can hold, its noise multipliers not copied."""
     fields = {field.name: getattr(entry, field.name) for field in dataclasses.fields(entry)}
+    # What older ledgers do not say is not said as None either: their checksum stays what it was.
+    fields = {k: v for k, v in fields.items() if v is not None or k not in ("generator", "coordinates")}
     filter = None if entry.filter is None else dataclasses.asdict(entry.filter)
     return {**fields, "sampling": dataclasses.asdict(entry.sampling), "filter": filter}
 

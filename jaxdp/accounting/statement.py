@@ -35,8 +35,6 @@ _OF_MECHANISM = {
     "sqrt(layers), and epsilon is for the effective noise multiplier sigma / sqrt(layers), not for sigma.",
 }
 _NOT_COVERED = (
-    "Floating-point noise: the Gaussian of the proof is real-valued, the one drawn has finite precision "
-    "(Mironov 2012).",
     "Hyper-parameters, schedules and the number of steps chosen by looking at results on the same data.",
     "Evaluation data: examples used to report accuracy are not protected by this epsilon.",
     "Observers of a single batch who know that an example is in it: they get no amplification by sampling.",
@@ -48,6 +46,19 @@ _NOT_COVERED = (
     "Which examples were set aside for testing: neighbours are training splits, whatever split them.",
     "The number of examples: it is taken as public, since sums are divided by a number made from it.",
 )  # fmt: skip
+
+_OF_SUMS = (
+    "Floating-point sums: gradients are clipped and summed in float32, whose rounding can pass the recorded "
+    "sensitivity by a few parts in a million; nor the time that a step takes, nor what stays in memory."
+)
+_OF_UNSAID_NOISE = (
+    "Floating-point noise: the Gaussian of the proof is real-valued, the one drawn has finite precision "
+    "(Mironov 2012), and the ledger does not say how it was drawn, so nothing is charged for that."
+)
+_OF_THREEFRY = (
+    "The noise was drawn by threefry from a key of 64 bits, which is meant for reproducing a run: nobody "
+    "vouches for it against an adversary who knows parts of it."
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -145,7 +156,10 @@ def privacy_statement(
     warnings += [_OF_MECHANISM[name] for name in mechanisms if name in _OF_MECHANISM]
     if any(entry.sampling.kind == "shuffled" for entry in ledger.entries):
         warnings.append("Batches were shuffled, not Poisson: no amplification by sampling is claimed.")
+    generators = {entry.generator for entry in ledger.entries}
+    warnings += [_OF_THREEFRY] * ("threefry" in generators)
     assumptions = ["the noise is Gaussian, drawn afresh for each step, of the standard deviation recorded"]
+    assumptions += _assumed_of_generators(generators - {None}, epsilon)
     assumptions.append(
         "every example's contribution to a sum is bounded as recorded (one whose gradient is not finite adds "
         "zero), and sums are divided by a constant"
@@ -166,8 +180,27 @@ def privacy_statement(
         unit="one example",
         assumptions=tuple(assumptions),
         warnings=tuple(warnings),
-        not_covered=_NOT_COVERED,
+        not_covered=((_OF_UNSAID_NOISE if None in generators else _OF_SUMS), *_NOT_COVERED),
     )
+
+
+def _assumed_of_generators(names: set[str | None], epsilon: Epsilon | None) -> list[str]:
+    """What is taken of the generators of the noise, and what their remaining error was charged."""
+    if not names:
+        return []
+    drawn = " and ".join(sorted(str(name) for name in names))
+    sentences = [
+        "noised sums were rounded to a public grid of powers of two, which is post-processing, and the words "
+        f"of {drawn} cannot be told from random ones by whoever does not hold the secret"
+    ]
+    if epsilon is not None and epsilon.generator is not None:
+        added = epsilon.generator
+        sentences.append(
+            "the probabilities of the noise differ from the Gaussian's by at most what was measured on CPUs, "
+            f"for which {added.epsilon:.1e} is added to epsilon and {added.delta:.1e} to delta "
+            f"({added.numbers:.3g} noised numbers)"
+        )
+    return sentences
 
 
 def _assumed_of(filter: Filter) -> list[str]:

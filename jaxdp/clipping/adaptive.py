@@ -43,7 +43,6 @@ from jaxtyping import Array, Float, PyTree
 from jaxdp import _validate
 from jaxdp.clipping.clipper import Clipper, clipped_sum, down_to, global_norm, leaf_norms
 from jaxdp.clipping.fixed import SMALLEST
-from jaxdp.noise import standard_normal
 from jaxdp.schedules import Schedule
 
 RANGE = (SMALLEST, 1e6)  # of every bound: public, so that no noise can make it zero or infinite
@@ -147,10 +146,9 @@ def _quantile(
         counts = halves.astype(jnp.float32).sum(axis=1).reshape(state.bound.shape)
         return clipped_sum(grads, weights, finite, mask, counts)
 
-    def update(state, summed, step, key):
+    def update(state, summed, step, release):
         counts = summed.statistic
-        noise = standard_normal(key, counts.shape)
-        noised = counts + count_noise * math.sqrt(max(counts.size, 1)) * noise
+        noised = release(counts, count_noise * math.sqrt(max(counts.size, 1)))
         above = noised / expected_batch_size + (0.5 - target_quantile)
         return QuantileState(jnp.clip(state.bound * jnp.exp(-learning_rate * above), *RANGE))
 

@@ -66,7 +66,7 @@ def _no_state(params: PyTree) -> tuple[()]:
     return ()
 
 
-def _same_state(state, summed, step, key):
+def _same_state(state, summed, step, release):
     return state
 
 
@@ -90,7 +90,8 @@ class Clipper:
       noise_to_sensitivity: noise_scale / sensitivity, a constant: the accountant charges for sigma(t) times
         this, and `privatize` refuses a private clipper whose noise scale is another.
       init: `params -> state`.
-      update: `(state, summed, step, key) -> state`, called once a step after all microbatches.
+      update: `(state, summed, step, release) -> state`, called once a step after all microbatches;
+        `release(sums, std)` adds noise that is of this step alone, and is called once at most.
       gradient_noise: noise multiplier of the whole step -> that of the gradient, where the clipper spends a
         part of the budget itself.
       noise_multiplier_limit: what the noise multiplier of the whole step must stay below, for that part.
@@ -107,7 +108,7 @@ class Clipper:
     noise_scale: Callable[[ClippedSum, PyTree, Any], Array]
     noise_to_sensitivity: float = 1.0
     init: Callable[[PyTree], PyTree] = _no_state
-    update: Callable[[PyTree, ClippedSum, Any, Array], PyTree] = _same_state
+    update: Callable[[PyTree, ClippedSum, Any, Callable[..., PyTree]], PyTree] = _same_state
     gradient_noise: Callable[[Array], Array] = _same_multiplier
     noise_multiplier_limit: float = math.inf
     refusal: Callable[[float], str] = str

@@ -21,8 +21,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from jaxdp import schedules
-from jaxdp._privatize import PrivatizeState, entropy_key, privatize_state
+from jaxdp import noise, schedules
+from jaxdp._privatize import PrivatizeState, privatize_state
 from jaxdp.gradients import Loss, platforms
 from jaxdp.plan import Plan
 from jaxdp.schedules import Parametric
@@ -37,7 +37,8 @@ class TrainState(NamedTuple):
       step: steps made.
       params: the model's parameters.
       opt_state: of the whole chain; its first part is `PrivatizeState` in a private run.
-      sample_key: the secret that batches are derived from.
+      sample_key: the secret that batches are derived from: the noise's own, in another stream, unless a run
+        went on with shuffled batches.
       overflow: whether a Poisson batch ever outgrew its places; the run must not go on then.
       average: exponential moving average of the parameters after each step, see `averaged`; () without one.
     """
@@ -142,17 +143,16 @@ class Program:
             raise ValueError("program: was compiled for other values of the noise_multiplier's function")
 
     def init(self, params: PyTree, plan: Plan | None = None) -> TrainState:
-        """The first state, with keys from the seed of the plan, or of another plan that shares the program."""
+        """The first state, its secret from the seed of the plan, or of another plan that shares the program."""
         plan = self.plan if plan is None else plan
-        key = entropy_key() if plan.seed is None else jax.random.key(plan.seed)
-        sample_key, noise_key = jax.random.split(key)
+        secret = noise.entropy_key() if plan.seed is None else noise.secret(plan.seed)
         params = jax.tree.map(jnp.asarray, params)
-        opt_state: Any = optax.chain(plan.privatize(noise_key), self.optimizer).init(params)
+        opt_state: Any = optax.chain(plan.privatize(secret), self.optimizer).init(params)
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,
             opt_state=opt_state,
-            sample_key=sample_key,
+            sample_key=secret,
             overflow=jnp.zeros((), bool),
             average=() if self.ema_decay is None else jax.tree.map(jnp.copy, params),
         )

@@ -6,7 +6,6 @@ constants, the clipper and the sizes of microbatches, and so all that decides wh
 rounded.
 """
 
-import functools
 import hashlib
 import json
 import os
@@ -121,7 +120,8 @@ def resume(
       now: its `identity`.
 
     Raises:
-      ValueError: other parameters, optimizer or data, a ledger that does not fit, a run that is longer already.
+      ValueError: other parameters, optimizer or data, a ledger that does not fit, a run that is longer already;
+        shuffled batches of an earlier version amid an epoch.
     """
     assert folder is not None and now is not None
     saved = restored(folder, fresh)
@@ -139,7 +139,7 @@ def resume(
         raise ValueError(f"ledger={spent.steps} steps: the checkpoint has {saved.step}; not resumed")
     if saved.step > plan.steps:
         raise ValueError(f"steps={plan.steps}: the checkpoint is at step {saved.step} already")
-    state = _with_hyperparams(saved.state, fresh)
+    state = _with_whole_secrets(_with_hyperparams(saved.state, fresh), fresh, plan)
     private, first = state.private, fresh.private
     if private is not None and first is not None:
         if plan.policy is not None and int(private.noise.spent) != filters.spent(spent):
@@ -163,12 +163,30 @@ def _with_hyperparams(state: TrainState, fresh: TrainState) -> TrainState:
     return state._replace(opt_state=changed)
 
 
+def _with_whole_secrets(state: TrainState, fresh: TrainState, plan: Plan) -> TrainState:
+    """The state with fresh secrets where an earlier version had shorter ones.
+
+    Raises:
+      ValueError: the order of an epoch that is under way is lost with its secret.
+    """
+    if state.sample_key.shape != fresh.sample_key.shape:
+        sampling = plan.sampling
+        if sampling.kind == "shuffled" and int(state.step) % (sampling.steps_per_epoch or 1):
+            raise ValueError(
+                "sampling='shuffled': an earlier version drew the epoch's order, and this one cannot go on "
+                "amid an epoch"
+            )
+        state = state._replace(sample_key=fresh.sample_key)
+    private, first = state.private, fresh.private
+    if private is None or first is None or private.key.shape == first.key.shape:
+        return state
+    return state.with_private(private._replace(key=first.key))
+
+
 def _with_new_keys(state: TrainState, plan: Plan, settings: str) -> TrainState:
     """Secrets of their own for another program, also where copies of a checkpoint go different ways."""
-    words = np.frombuffer(hashlib.sha256(settings.encode()).digest(), np.uint32)[:4]
-    renewed = lambda key: functools.reduce(jax.random.fold_in, words, key)  # noqa: E731
     if plan.sampling.kind != "shuffled":  # a new permutation amid an epoch could take an example twice
-        state = state._replace(sample_key=renewed(state.sample_key))
+        state = state._replace(sample_key=noise.renewed(state.sample_key, settings))
     if state.private is None:
         return state
-    return state.with_private(state.private._replace(key=renewed(state.private.key)))
+    return state.with_private(state.private._replace(key=noise.renewed(state.private.key, settings)))

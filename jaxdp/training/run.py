@@ -151,6 +151,7 @@ def train(
     """
     if diagnostics and plan.clipper is not None:
         plan = dataclasses.replace(plan, reasons=(*plan.reasons, UNNOISED))
+    plan = plan.sized(params)
     every = max(1, plan.steps // 10) if every is None else every
     _validate.whole(every=every)
     source = _source(data, plan)

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jaxdp import _privatize, cli, clipping, plan, sampling
 from jaxdp import auditing as evidence
+from jaxdp import cli, clipping, noise, plan, sampling
 from jaxdp._privatize import privatize
 from jaxdp.accounting import pld
 from jaxdp.clipping import clipped_gradients, fixed
@@ -333,9 +333,20 @@ def bound_schedule_in_the_noise_only(monkeypatch):
 
 
 def with_noise(monkeypatch, change):
-    """The noise of a step, changed: `change(noise, key)`."""
-    real = _privatize.noise_like
-    monkeypatch.setattr(_privatize, "noise_like", lambda key, tree: change(real(key, tree), key))
+    """The noise of a step in units of its deviation, changed: `change(noise, key)`."""
+    real = noise.released
+
+    def released(stream, tree, std):
+        if stream.purpose != noise.GRADIENTS:
+            return real(stream, tree, std)
+        drawn = real(stream, jax.tree.map(jnp.zeros_like, tree), std)
+        key = jax.random.fold_in(
+            jax.random.wrap_key_data(stream.secret[:2], impl="threefry2x32"), stream.step
+        )
+        changed = change(jax.tree.map(lambda x: x / std, drawn), key)
+        return jax.tree.map(lambda s, z: s + std * z, tree, changed)
+
+    monkeypatch.setattr(noise, "released", released)
 
 
 def a_tensor_without_noise(monkeypatch):
@@ -355,6 +366,16 @@ def noise_rounded(monkeypatch):
 
 def noise_a_tenth_too_small(monkeypatch):
     with_noise(monkeypatch, lambda noise, key: jax.tree.map(lambda x: 0.9 * x, noise))
+
+
+def noise_of_another_generator(monkeypatch):
+    """float32 noise as it was: of the right law, but for digits that tell which sum it was added to."""
+
+    def change(noise, key):
+        keys = jax.random.split(key, len(noise))
+        return {name: jax.random.normal(k, noise[name].shape) for name, k in zip(noise, keys, strict=True)}
+
+    with_noise(monkeypatch, change)
 
 
 def noise_a_fifth_too_small(monkeypatch):
@@ -379,18 +400,21 @@ PLANTED = {
     noise_a_fifth_too_small: ONE_STEP,
     the_same_noise_in_every_tensor: ONE_STEP,
     noise_rounded: ONE_STEP,
+    noise_of_another_generator: ONE_STEP,
     noise_a_tenth_too_small: ONE_STEP,
 }
 # Too small for the bound at one delta, and seen against the whole privacy profile.
 BY_PROFILE = (
     noise_a_fifth_too_small, poisson_claimed_but_not_done, bound_schedule_in_the_noise_only, noise_rounded,
+    noise_of_another_generator,
     noise_a_tenth_too_small,
 )  # fmt: skip
 # What the noise itself shows, and by which statistic.
 BY_LAW = {
     a_tensor_without_noise: "scale",
     the_same_noise_in_every_tensor: "sums and differences",
-    noise_rounded: "lattice",
+    noise_rounded: "grid",
+    noise_of_another_generator: "grid",
     noise_a_tenth_too_small: "scale",
     noise_reused_across_steps: "sums and differences",
 }
@@ -479,6 +503,33 @@ def test_each_departure_is_seen_by_its_statistic(departure, statistic):
         assert not law.examine(noise.copy(), 1e-3).departs
         found = law.examine(departure(noise), 1e-3)
         assert found.departs and found.p_values[statistic] < 1e-4
+
+
+def on_grid(noise, step=0.13):
+    return step * np.round(noise / step), np.full(noise.shape[:2], step)
+
+
+def test_noise_on_its_grid_departs_no_more_often_than_it_may():
+    found = [law.examine(*_with_alpha(on_grid(normals(seed)))) for seed in range(300)]
+    assert np.mean([each.departs for each in found]) < 0.05 + 3 * np.sqrt(0.05 * 0.95 / 300)
+
+
+def _with_alpha(noise_and_grid):
+    noise, grid = noise_and_grid
+    return noise, 0.05, grid
+
+
+@pytest.mark.parametrize(
+    ("change", "statistic"),
+    [(lambda x: 0.9 * x, "scale"), (lambda x: np.clip(x, -3, 3), "tails"), (lambda x: x + 0.01, "grid")],
+)
+def test_departures_are_seen_on_the_grid_too(change, statistic):
+    for seed in range(5):
+        noise, grid = on_grid(normals(seed, runs=4000))
+        changed = change(noise) if statistic == "grid" else on_grid(change(normals(seed, runs=4000)))[0]
+        found = law.examine(changed, 1e-3, grid)
+        assert found.departs and found.p_values[statistic] < 1e-4
+        assert not law.examine(noise, 1e-3, grid).departs
 
 
 def test_noise_that_is_not_a_number_departs():

@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -70,15 +71,16 @@ def test_the_loop_equals_its_steps_written_out(digits):
             g = jax.grad(loss_fn)(params, (train[0][row], train[1][row]))
             factor = jnp.minimum(1.0, 0.3 / optax.tree.norm(g))
             total = jax.tree.map(lambda t, g, f=factor: t + f * g, total, g)
-        noise_key, _ = jax.random.split(jax.random.fold_in(key, step))
-        leaves, tree = jax.tree.flatten(total)
-        draws = noise.standard_normal(noise_key, (sum(x.size for x in leaves),))
-        parts = jnp.split(draws, np.cumsum([x.size for x in leaves])[:-1])
-        sigma = 0.2 * (15 - 10.15 * step / 40)
-        noised = [x + sigma * 0.3 * z.reshape(x.shape) for x, z in zip(leaves, parts, strict=True)]
+        std = 0.3 * 0.2 * (15 - 10.15 * step / 40)
+        noised = noise.released(noise.Stream(key, step, noise.GRADIENTS), total, std)
         scale = 0.5 / (0.1 * digits.train_size)
-        params = jax.tree.map(lambda p, u, s=scale: p - s * u, params, jax.tree.unflatten(tree, noised))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), looped.params, params)
+        params = jax.tree.map(lambda p, u, s=scale: p - s * u, params, noised)
+    # Where a sum is rounded otherwise an entry can go to the next place on the grid, 1.2e-4 after the division.
+    apart = [
+        np.abs(np.ravel(a - b)) for a, b in zip(*map(jax.tree.leaves, (looped.params, params)), strict=True)
+    ]
+    apart = np.concatenate(apart)
+    assert np.mean(apart > 2e-6) < 1e-3 and apart.max() < 2 * scale * 0.125
 
 
 def test_accuracy_of_ordinary_and_private_training(digits):
@@ -306,7 +308,7 @@ def test_changed_privacy_is_appended_to_the_ledger_and_meets_new_noise(digits, t
     assert record.curves(run, result)["noise_multiplier"] == pytest.approx([2.0865, 1.0715, 5.0, 5.0])
     assert result.ledger.entries[1].noise_multipliers == ((5.0, 20),)
     assert result.ledger.entries[1].sampling.rate == pytest.approx(0.05)
-    old, new = (jax.random.key_data(s.opt_state[0].key) for s in (before, result.state))
+    old, new = (s.opt_state[0].key for s in (before, result.state))
     assert not np.array_equal(old, new)
 
 
@@ -318,10 +320,10 @@ def test_copies_of_a_checkpoint_that_go_different_ways_share_no_noise(digits, tm
     def secrets(**changes):
         run = configured.build(half.replace(steps=40, **changes), dataset=digits)
         state = resumed(run, tmp_path / "run")
-        return bits([jax.random.key_data(state.opt_state[0].key), jax.random.key_data(state.sample_key)])
+        return bits([state.opt_state[0].key, state.sample_key])
 
     first, second = (secrets(noise_multiplier=sigma) for sigma in (8.0, 16.0))
-    kept = bits([jax.random.key_data(k) for k in (original.opt_state[0].key, original.sample_key)])
+    kept = bits([original.opt_state[0].key, original.sample_key])
     for a, b in ((first, second), (first, kept), (second, kept)):
         assert all(x != y for x, y in zip(a, b, strict=True))
     assert first == secrets(noise_multiplier=8.0)  # a second try is the same run
@@ -333,7 +335,7 @@ def test_a_shuffled_epoch_goes_on_in_its_order(digits, tmp_path):
     _, before, _ = configured.from_checkpoint(tmp_path / "run")
     run = configured.build(half.replace(steps=10), dataset=digits)
     state = resumed(run, tmp_path / "run")
-    assert bits(jax.random.key_data(state.sample_key)) == bits(jax.random.key_data(before.sample_key))
+    assert bits(state.sample_key) == bits(before.sample_key)
     seen = [np.asarray(run.plan.batches.draw(state.sample_key, step).indices) for step in range(10)]
     assert len(np.unique(seen)) == np.size(seen)
 
@@ -367,13 +369,46 @@ def test_a_run_that_began_with_another_version_of_the_noise_goes_on_with_new_key
     run = configured.build(CONFIG, dataset=digits)
 
     def secrets(state):
-        return bits([jax.random.key_data(key) for key in (state.opt_state[0].key, state.sample_key)])
+        return bits([state.opt_state[0].key, state.sample_key])
 
     state = resumed(run, tmp_path / "run")
     assert secrets(state) == secrets(done.state)
     monkeypatch.setattr(noise, "VERSION", noise.VERSION + 1)
     other = resumed(run, tmp_path / "run")
     assert not set(secrets(other)) & set(secrets(state)) and bits(other.params) == bits(state.params)
+
+
+def _with_short_secrets(folder):
+    """The newest checkpoint as earlier versions wrote it: secrets of two words."""
+    saved = checkpoints.restore(folder)
+    short = [leaf[:2] if leaf.dtype == np.uint32 and leaf.shape == (8,) else leaf for leaf in saved.state]
+    assert sum(leaf.shape == (2,) and leaf.dtype == np.uint32 for leaf in short) == 2
+    document = saved.document | {"program": "of an earlier version"}
+    shutil.rmtree(folder)
+    with checkpoints.Writer(folder) as writer:
+        writer.save(saved.step, short, document)
+    return saved
+
+
+def test_a_checkpoint_of_shorter_secrets_goes_on_with_new_ones(digits, tmp_path):
+    trained(CONFIG.replace(steps=20), digits, folder=tmp_path / "run")
+    before = _with_short_secrets(tmp_path / "run")
+    run = configured.build(CONFIG, dataset=digits)
+    state = resumed(run, tmp_path / "run")
+    assert int(state.step) == 20 and state.sample_key.shape == state.opt_state[0].key.shape == (8,)
+    old = {leaf.tobytes() for leaf in before.state if leaf.dtype == np.uint32 and leaf.shape == (8,)}
+    fresh = run.init()
+    assert not {np.asarray(state.opt_state[0].key).tobytes(), np.asarray(state.sample_key).tobytes()} & (
+        old | {np.asarray(fresh.sample_key).tobytes()}
+    )
+
+
+def test_a_shuffled_epoch_of_an_earlier_version_is_not_gone_on_with(digits, tmp_path):
+    half = CONFIG.replace(sampling="shuffled", adjacency="zero_out", steps=5)
+    trained(half, digits, folder=tmp_path / "run")
+    _with_short_secrets(tmp_path / "run")
+    with pytest.raises(ValueError, match="sampling='shuffled': an earlier version drew the epoch's order"):
+        resumed(configured.build(half.replace(steps=10), dataset=digits), tmp_path / "run")
 
 
 def test_a_folder_in_use_is_not_overwritten(digits, tmp_path):

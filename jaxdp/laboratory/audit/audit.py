@@ -210,7 +210,8 @@ def _law(subject: Subject, seen: Sequence[Observation], alpha: float) -> Law:
     assert plan.schedule is not None and plan.clipper is not None
     sigmas = schedules.values(plan.schedule, subject.config.steps)
     drawn = np.asarray(plan.clipper.gradient_noise(jax.numpy.asarray(sigmas)))
-    return law.examine(np.concatenate([observed.noise for observed in seen]) / drawn[None, :, None], alpha)
+    values = np.concatenate([observed.noise for observed in seen]) / drawn[None, :, None]
+    return law.examine(values, alpha, np.concatenate([observed.grid for observed in seen]))
 
 
 def _profile(rates: Rates, ledger: Ledger, adjacency: str) -> tuple[float, float]:

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
-from jaxdp import gradients, models
+from jaxdp import gradients, models, noise
 from jaxdp._privatize import privatize_state
 from jaxdp.data import Dataset
 from jaxdp.sampling import Sampler
@@ -50,6 +50,7 @@ class Observation(NamedTuple):
         contribution.
       noise: [steps, coordinates], the noised sum in the slot that no example touches, in units of the clipper's
         noise scale: the gradient's sigma times a standard normal, if the noise is what is claimed.
+      grid: [steps], the step of the public grid that noise is released on, in units of its deviation.
       released: [steps, numbers], the clipper's state after the step: what it makes public beside the sum.
     """
 
@@ -58,6 +59,7 @@ class Observation(NamedTuple):
     energy: Float[Array, " steps"]
     slot: Float[Array, "steps coordinates"]
     noise: Float[Array, "steps coordinates"]
+    grid: Float[Array, " steps"]
     released: Float[Array, "steps numbers"]
 
 
@@ -173,9 +175,9 @@ def subject(
         if config.adjacency == "add_or_remove_one":
             sampler = _only(sampler, rows)
         audited = configured.build(config, dataset=dataset, network=model, sampler=sampler)
-        sample_key, noise_key = jax.random.split(key)
-        first = start.with_private(privatize_state(start.opt_state)._replace(key=noise_key))
-        first = first._replace(sample_key=sample_key)
+        secret = noise.secret(key)
+        first = start.with_private(privatize_state(start.opt_state)._replace(key=secret))
+        first = first._replace(sample_key=secret)
 
         def step(state, _):
             after = audited.step(state, (x, labels))
@@ -197,12 +199,17 @@ def _observed(run: Run, reference, canaries: int, before: TrainState, after: Tra
     squares = jnp.stack([c @ c for c in contribution])
     sensitivity = jnp.sqrt(squares.sum())
     public = jax.tree.leaves(privatize_state(after.opt_state).clip)
+    clipper, schedule = run.plan.clipper, run.plan.schedule
+    assert clipper is not None and schedule is not None
+    scale = sensitivity * clipper.noise_to_sensitivity
+    std = scale * clipper.gradient_noise(schedule(before.step))
     return Observation(
         along=products.sum(axis=1) / squares.sum(),
         by_tensor=products / squares[None],
         energy=sum((jnp.sum(n**2) for n in noised), jnp.zeros(())) / sum(n.size for n in noised),
         slot=jnp.concatenate([n[0] for n in noised]) / sensitivity,
-        noise=jnp.concatenate([n[-1] for n in noised]) / (sensitivity * clipper.noise_to_sensitivity),
+        noise=jnp.concatenate([n[-1] for n in noised]) / scale,
+        grid=noise.grid_step(std) / std,
         # never empty, which lax.map does not take in chunks
         released=jnp.concatenate([jnp.zeros(1), *map(jnp.ravel, public)]),
     )

@@ -13,8 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 
-from jaxdp import _validate, records
-from jaxdp._privatize import entropy_key
+from jaxdp import _validate, noise, records
 from jaxdp.laboratory.audit import audit, canaries
 from jaxdp.laboratory.audit.audit import Finding
 from jaxdp.laboratory.console import line
@@ -166,7 +165,8 @@ def run(config: Config) -> int:
     began = time.perf_counter()
     table = rows(config)
     alpha = alphas(table, config.confidence)
-    key = entropy_key() if config.seed is None else jax.random.key(config.seed)
+    entropy = jax.random.wrap_key_data(noise.entropy_key()[:2], impl="threefry2x32")
+    key = entropy if config.seed is None else jax.random.key(config.seed)
     if not config.json:
         print(line(_WIDTHS, list(_WIDTHS)))
     entries = []

@@ -10,6 +10,7 @@ that no example touches.
 | shape               | another marginal distribution (Kolmogorov-Smirnov)                                    |
 | tails               | values beyond 3 and 4 deviations that are missing or too many                         |
 | lattice             | values that coincide: noise that is rounded                                           |
+| grid                | values off the public grid on which noise is released: digits that may tell the sum   |
 | sums and differences| dependence of two coordinates, of any tensors and steps: the variances of their sum   |
 |                     | and difference differ exactly if they are correlated                                  |
 | sizes               | dependence of their sizes, whatever their signs                                       |
@@ -26,6 +27,7 @@ from scipy import special, stats
 
 _FAR = (3.0, 4.0)  # deviations
 _CLOSE = (1e-2, 1e-3, 1e-4)  # between two values, in deviations
+_OFF_GRID = 0.05  # of a cell: what parameters of float32 make of it
 
 
 class Law(NamedTuple):
@@ -42,12 +44,18 @@ class Law(NamedTuple):
     departs: bool
 
 
-def examine(noise: Float[np.ndarray, "runs steps coordinates"], alpha: float) -> Law:
+def examine(
+    noise: Float[np.ndarray, "runs steps coordinates"],
+    alpha: float,
+    grid: Float[np.ndarray, "runs steps"] | None = None,
+) -> Law:
     """Holds noise against independent standard normals.
 
     Args:
       noise: in units of the deviation claimed; runs are independent.
       alpha: probability that noise as claimed is said to depart from it.
+      grid: step of the public grid on which noise was released, in the same unit; None for none.  Each value is
+        then replaced by a normal one within its cell, which makes rounded normals normal again.
 
     Formal guarantee: independent standard normals depart with probability at most alpha (Bonferroni over the
     statistics, which are exact but for the asymptotic law of Kolmogorov and Smirnov).
@@ -55,7 +63,13 @@ def examine(noise: Float[np.ndarray, "runs steps coordinates"], alpha: float) ->
     noise = np.asarray(noise, np.float64)
     if not np.isfinite(noise).all():
         return Law({"finite": 0.0}, noise.size, True)
-    p_values = {
+    p_values = {}
+    if grid is not None:
+        step = np.asarray(grid, np.float64)[:, :, None]
+        cells = np.round(noise / step)
+        p_values["grid"] = float(np.abs(noise / step - cells).max() < _OFF_GRID)
+        noise = _within(cells, step)
+    p_values |= {
         "scale": _two_sided(stats.chi2(noise.size), np.sum(noise**2)),
         "shape": float(stats.kstest(noise.ravel(), "norm").pvalue),
         "tails": _least(_beyond(noise, far) for far in _FAR),
@@ -66,6 +80,14 @@ def examine(noise: Float[np.ndarray, "runs steps coordinates"], alpha: float) ->
         p_values["sums and differences"] = _dependence(flat)
         p_values["sizes"] = _dependence(_sizes(flat))
     return Law(p_values, noise.size, min(p_values.values()) * len(p_values) < alpha)
+
+
+def _within(cells, step):
+    """Normals, given the cells of a grid that they lie in."""
+    edges = step * (np.abs(cells) - 0.5), step * (np.abs(cells) + 0.5)
+    near, far = special.ndtr(-edges[0]), special.ndtr(-edges[1])
+    drawn = -special.ndtri(far + (near - far) * np.random.default_rng(0).random(cells.shape))
+    return np.where(cells < 0, -drawn, drawn)
 
 
 def _two_sided(law, value: float) -> float:
