@@ -25,7 +25,8 @@ from jaxdp._privatize import privatize, privatize_state
 from jaxdp.accounting.ledger import Entry, Filter, Ledger, Sampling, run_lengths
 from jaxdp.adaptive_noise import Adaptive, Following
 from jaxdp.clipping import Clipper, clipped_gradients
-from jaxdp.gradients import Loss, convolution
+from jaxdp.clipping._clipped_gradients import mean_gradient
+from jaxdp.gradients import Loss
 from jaxdp.sampling import Sampler
 from jaxdp.schedules import Schedule
 
@@ -171,7 +172,7 @@ class Plan:
           mean gradient of the batch.
         """
         if self.clipper is None:
-            return _mean_gradient(loss_fn, platform)
+            return mean_gradient(loss_fn, platform)
         summed = clipped_gradients(loss_fn, self.clipper, microbatch_size=microbatch_size, platform=platform)
 
         def gradient(params: PyTree, opt_state: PyTree, batch: PyTree, mask: Array | None = None):
@@ -306,20 +307,3 @@ class Plan:
     def sampled_at(self, rate: float) -> "Plan":
         """The plan with another sampling rate, without examples to draw from."""
         return dataclasses.replace(self, sampler=dataclasses.replace(self.sampling, rate=rate))
-
-
-def _mean_gradient(loss_fn: Loss, platform: str) -> Callable[..., tuple]:
-    """Ordinary training: losses, and the mean gradient over the examples at hand."""
-    fast = convolution.with_patches(loss_fn) if convolution.uses_patches("auto", platform) else loss_fn
-
-    def mean_loss(params, batch, mask):
-        losses = jax.vmap(fast, in_axes=(None, 0))(params, batch)
-        return jnp.where(mask, losses, 0).sum() / jnp.maximum(mask.sum(), 1), losses
-
-    def gradient(params, opt_state, batch, mask=None):
-        if mask is None:
-            mask = jnp.ones(jax.tree.leaves(batch)[0].shape[0], bool)
-        grads, losses = jax.grad(mean_loss, has_aux=True)(params, batch, mask)
-        return losses, grads
-
-    return gradient

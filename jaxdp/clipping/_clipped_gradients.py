@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxdp import _validate, gradients
 from jaxdp.clipping.clipper import ClippedSum, Clipper
-from jaxdp.gradients import independence, microbatches
+from jaxdp.gradients import convolution, independence, microbatches
 
 
 def clipped_gradients(
@@ -84,3 +84,20 @@ def clipped_gradients(
         return values, independence.vary_as(clipper.signed(summed, clip_state, step), summed)
 
     return in_pieces
+
+
+def mean_gradient(loss_fn: gradients.Loss, platform: str) -> Callable[..., tuple]:
+    """Ordinary training: losses, and the mean gradient over the examples at hand."""
+    fast = convolution.with_patches(loss_fn) if convolution.uses_patches("auto", platform) else loss_fn
+
+    def mean_loss(params, batch, mask):
+        losses = jax.vmap(fast, in_axes=(None, 0))(params, batch)
+        return jnp.where(mask, losses, 0).sum() / jnp.maximum(mask.sum(), 1), losses
+
+    def gradient(params, opt_state, batch, mask=None):
+        if mask is None:
+            mask = jnp.ones(jax.tree.leaves(batch)[0].shape[0], bool)
+        grads, losses = jax.grad(mean_loss, has_aux=True)(params, batch, mask)
+        return losses, grads
+
+    return gradient
