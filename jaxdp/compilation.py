@@ -37,12 +37,8 @@ def keep_programs(environment: Mapping[str, str] = os.environ) -> pathlib.Path |
     """
     import jax
 
-<<<<<<< HEAD
-    if "JAX_COMPILATION_CACHE_DIR" in environment or getattr(jax.config, "jax_compilation_cache_dir", None):
-=======
     config: Any = jax.config
     if "JAX_COMPILATION_CACHE_DIR" in environment or config.jax_compilation_cache_dir:
->>>>>>> wt-gpu
         return None
     folder = programs_folder(environment)
     if not folder.is_dir():

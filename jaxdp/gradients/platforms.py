@@ -21,10 +21,6 @@ def resolved(platform: str) -> str:
     _validate.one_of(PLATFORMS, platform=platform)
     if platform != "auto":
         return platform
-<<<<<<< HEAD
-    chosen = getattr(jax.config, "jax_default_device", None)
-=======
     config: Any = jax.config
     chosen = config.jax_default_device
->>>>>>> wt-gpu
     return jax.default_backend() if chosen is None else getattr(chosen, "platform", chosen)
