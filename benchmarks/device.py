@@ -219,7 +219,9 @@ def other_libraries(session: Session) -> None:
 
             def in_process(label=label, futures=futures, model=model, x=x, y=y):
                 found = {variant: futures[variant].result() for variant in ("private", label)}
-                runs: dict = {v: Carried(step, model.params, x, y) for v, (step, *_) in found.items()}
+                runs: dict[str, Callable] = {
+                    variant: Carried(step, model.params, x, y) for variant, (step, *_) in found.items()
+                }
                 return _rows(session.timed(runs), len(x), "private", found)
 
             session.attempt("peers", f"{name} {size}, {label}", in_process)

@@ -103,8 +103,8 @@ class LanguageModel(nnx.Module):
         self.norm = nnx.LayerNorm(width, rngs=rngs)
 
     def __call__(self, tokens):
-        mask = nnx.make_causal_mask(tokens)
-        x = self.embedding(tokens) + self.positions(jnp.arange(tokens.shape[-1]))
+        mask, x = nnx.make_causal_mask(tokens), self.embedding(tokens)
+        x = x + jnp.broadcast_to(self.positions(jnp.arange(tokens.shape[-1])), x.shape)
         for block in self.blocks:
             x = block(x, mask)
         return self.embedding.attend(self.norm(x))

@@ -6,6 +6,7 @@ import pathlib
 import platform
 import sys
 from collections.abc import Mapping
+from typing import Any
 
 _LEAST_SECONDS = 0.2  # of compilation, for a program to be kept
 
@@ -36,7 +37,8 @@ def keep_programs(environment: Mapping[str, str] = os.environ) -> pathlib.Path |
     """
     import jax
 
-    if "JAX_COMPILATION_CACHE_DIR" in environment or getattr(jax.config, "jax_compilation_cache_dir", None):
+    config: Any = jax.config
+    if "JAX_COMPILATION_CACHE_DIR" in environment or config.jax_compilation_cache_dir:
         return None
     folder = programs_folder(environment)
     if not folder.is_dir():

@@ -109,7 +109,7 @@ def _of_dot(equation):
     sizes = (math.prod(shapes[0][axis] for axis in contracting[0]), *map(math.prod, free))
 
     def matrices(left, right):
-        return tuple(_positions_first(x, axes) for x, axes in zip((left, right), contracting, strict=True))
+        return _positions_first(left, contracting[0]), _positions_first(right, contracting[1])
 
     return sizes, matrices, (("reshape", (*free[0], *free[1])),)
 
@@ -121,7 +121,8 @@ def _of_convolution(equation):
         return None
 
     def matrices(left, right):
-        return tuple(matrix[0] for matrix in form.matrices(left, right))
+        left, right = form.matrices(left, right)
+        return left[0], right[0]
 
     return (form.positions, form.rows, form.columns), matrices, form.arrange
 

@@ -61,9 +61,8 @@ class Form:
 
     def __init__(self, equation: JaxprEqn):
         self._params = p = equation.params
-        shapes: Any = [operand.aval for operand in equation.invars]
-        lhs, rhs = (aval.shape for aval in shapes)
-        out: Sequence[int] = equation.outvars[0].aval.shape  # pyrefly: ignore
+        operands: Sequence[Any] = [*equation.invars, *equation.outvars]
+        lhs, rhs, out = (operand.aval.shape for operand in operands)
         numbers = p["dimension_numbers"]
         self._lhs, self._rhs, self._out = numbers.lhs_spec, numbers.rhs_spec, numbers.out_spec
         self._window = tuple(rhs[axis] for axis in self._rhs[2:])

@@ -1,5 +1,7 @@
 """The platform that a program is made for, which decides the form that is fast."""
 
+from typing import Any
+
 import jax
 
 from jaxdp import _validate
@@ -19,5 +21,6 @@ def resolved(platform: str) -> str:
     _validate.one_of(PLATFORMS, platform=platform)
     if platform != "auto":
         return platform
-    chosen = getattr(jax.config, "jax_default_device", None)
+    config: Any = jax.config
+    chosen = config.jax_default_device
     return jax.default_backend() if chosen is None else getattr(chosen, "platform", chosen)

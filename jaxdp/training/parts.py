@@ -158,9 +158,11 @@ def resolved(config: TrainConfig, dataset: Dataset) -> TrainConfig:
     config, target = config.replace(target_epsilon=None), config.target_epsilon
     wanted = plan(config, dataset.train_size, model(config, dataset).params)
     assert wanted.clipper is not None  # a target needs one
-    # Of a clipper that is not private the number is a nominal one, as published; the count noise of quantile
-    # clipping follows the scale.
-    nominal = dataclasses.replace(wanted.clipper, private=True, noise_multiplier_limit=float("inf"))
-    calibrated = calibration.calibrate(dataclasses.replace(wanted, clipper=nominal), target, config.claim)
+    # The charge alone decides, which of a clipper that is not private is a nominal one, as published; the count
+    # noise of quantile clipping follows the scale.
+    charged = dataclasses.replace(
+        clipping.flat(1.0), noise_to_sensitivity=wanted.clipper.noise_to_sensitivity
+    )
+    calibrated = calibration.calibrate(dataclasses.replace(wanted, clipper=charged), target, config.claim)
     assert isinstance(calibrated.noise_multiplier, schedules.Parametric)
     return config.replace(scale=calibrated.noise_multiplier.factor)

@@ -102,3 +102,13 @@ def test_keys_that_differ_by_example_raise_no_warning():
     a = numbered(PARAMS, (X, jnp.arange(4)))
     b = own(PARAMS, (X, jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(4))))
     jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_an_axis_that_numpy_counted_is_an_axis_of_an_array():
+    """As attention layers give it to their softmax; a named axis is that of other devices."""
+
+    def loss_fn(params, x):
+        return jnp.max(params * x, axis=np.int64(0))
+
+    _, grads = gradients.per_example(loss_fn)(jnp.ones(3), jnp.asarray([[1.0, 3.0, 2.0]]))
+    np.testing.assert_array_equal(grads, [[0.0, 3.0, 0.0]])
