@@ -2,6 +2,9 @@
 
 import functools
 import math
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -292,6 +295,32 @@ def test_a_block_is_computed_once():
     text = release.lower(KEY, 0, {"a": jnp.zeros((512, 512)), "b": jnp.zeros(9)}, 1.0).compile().as_text()
     bodies = [part for part in text.split("\n\n") if part.count("shift-left") > 100]
     assert len(bodies) == 2 and all(body.count(" xor(") < 700 for body in bodies)
+
+
+_ON_FOUR_DEVICES = """
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from jaxdp import noise
+key, tree = noise.secret(5), {"k": jnp.ones((512, 256)), "e": jnp.ones((1024, 80)), "b": jnp.ones(7)}
+release = lambda key, step, tree: noise.released(noise.Stream(key, step, 0), tree, 1.3)
+whole = jax.jit(release)(key, 2, tree)
+mesh = jax.make_mesh((4,), ("d",), axis_types=(AxisType.Auto,))
+for spec in (P("d"), P(None, "d")):
+    where = {"k": NamedSharding(mesh, spec), "e": NamedSharding(mesh, P("d")), "b": NamedSharding(mesh, P())}
+    same = NamedSharding(mesh, P())
+    sharded = jax.jit(release, in_shardings=(same, same, where), out_shardings=where)
+    placed = jax.device_put(tree, where)
+    jax.tree.map(np.testing.assert_array_equal, sharded(key, np.int32(2), placed), whole)
+    program = sharded.lower(key, np.int32(2), placed).compile().as_text()
+    assert not any(f"{word}(" in program for word in ("all-gather", "all-to-all", "collective-permute"))
+"""
+
+
+def test_shards_draw_the_same_numbers_where_they_live():
+    """On four devices, rows or columns apart: nothing is gathered."""
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", _ON_FOUR_DEVICES]
+    subprocess.run(command, env={**os.environ, **flags}, check=True)
 
 
 # --- secrets and batches ----------------------------------------------------------------------------------

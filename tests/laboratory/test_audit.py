@@ -127,9 +127,8 @@ def test_what_is_observed_is_what_training_does():
     subject = canaries.subject(config, canaries=3)
     seen = jax.jit(subject.observe)(KEY, jnp.ones(3, bool))
     run = subject.run
-    sample_key, noise_key = jax.random.split(KEY)
-    state = run.init()
-    state = state.with_private(state.private._replace(key=noise_key))._replace(sample_key=sample_key)
+    secret, state = noise.secret(KEY), run.init()
+    state = state.with_private(state.private._replace(key=secret))._replace(sample_key=secret)
     x = np.array(run.dataset.train_x)
     x[:3] *= canaries.MAGNITUDE
     end = run.epoch(state, (jnp.asarray(x), jnp.asarray(run.dataset.train_y)), 4)
