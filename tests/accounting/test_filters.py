@@ -309,7 +309,7 @@ def test_the_ledger_holds_what_the_noise_was(digits, whole):
     run = configured.build(config, dataset=digits)
     chain = optax.chain(
         privatize(run.plan.clipper, lambda t: sigmas[t], run.plan.batches.expected_batch_size),
-        optax.sgd(config.learning_rate),
+        configured.optimizer(config),
     )
     gradient = clipped_gradients(models.cross_entropy(run.model), run.plan.clipper)
     state, train = run.init(), run.arrays
