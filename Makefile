@@ -2,13 +2,16 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: compare test check benchmarks notebooks clean
+.PHONY: compare test test-all check benchmarks notebooks clean
 
 compare: .venv/installed
 	$(BIN)/jaxdp compare
 
 test: .venv/installed
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+test-all: .venv/installed
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m ''
 
 check: .venv/installed
 	$(BIN)/ruff format --check .

@@ -29,3 +29,31 @@ def quick_compilation():
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
+
+
+# What takes minutes on two cores: `make test-all` runs these too.
+SLOW = (
+    "tests/test_device_benchmark.py",
+    "tests/test_compilation.py",
+    "tests/test_lattice.py",
+    "tests/laboratory/test_study.py",
+    "tests/laboratory/test_audit.py::test_a_canary_contributes",
+    "tests/laboratory/test_audit.py::test_the_claim_stands",
+    "tests/laboratory/test_audit.py::test_the_bug_is_caught",
+    "tests/laboratory/test_audit.py::test_one_run",
+    "tests/laboratory/test_audit.py::test_l2_max",
+    "tests/laboratory/test_audit.py::test_noise_",
+    "tests/laboratory/test_audit.py::test_each_departure",
+    "tests/laboratory/test_audit.py::test_departures",
+    "tests/attacks/test_inversion.py",
+    "tests/gradients/test_correlation.py",
+    "tests/gradients/test_pooling.py::test_pooling_is_that_of_reduce_window",
+    "tests/accounting/test_filters.py::test_kill_9",
+    "tests/test_notebooks.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.nodeid.startswith(SLOW):
+            item.add_marker(pytest.mark.slow)
