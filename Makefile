@@ -11,7 +11,7 @@ test: .venv/installed
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 SMOKE := tests/test_layout.py tests/test_readme.py tests/test_schedules.py tests/test_privatize.py \
-	tests/test_refusals.py tests/training/test_any_loss.py tests/accounting/test_statement.py \
+	tests/test_refusals.py tests/accounting/test_statement.py \
 	tests/accounting/test_ledger.py jaxdp/plan.py jaxdp/__init__.py
 
 smoke: .venv/installed  # what a change anywhere breaks first

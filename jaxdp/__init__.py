@@ -13,7 +13,7 @@ The way of data and of privacy parameters, each module below what it uses:
 >>> plan = jaxdp.Plan(clipper=clipper, noise_multiplier=sigma, sampler=sampler, steps=1_000)
 >>> claim = jaxdp.Claim(delta=1e-5, adjacency="add_or_remove_one")
 >>> round(jaxdp.accounting.epsilon(plan.ledger(), claim).value, 2)
-0.08
+0.12
 """
 
 import importlib
