@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: compare test smoke test-all check benchmarks notebooks clean
+.PHONY: compare test smoke test-all test-gpu check benchmarks notebooks clean
 
 compare: .venv/installed
 	$(BIN)/jaxdp compare
@@ -19,6 +19,9 @@ smoke: .venv/installed  # what a change anywhere breaks first
 
 test-all: .venv/installed
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m ''
+
+test-gpu: .venv/installed  # on one GPU and many cores, in ten minutes
+	XLA_PYTHON_CLIENT_PREALLOCATE=false $(BIN)/python -m pytest -n 14 --dist worksteal -p no:benchmark
 
 check: .venv/installed
 	$(BIN)/ruff format --check .

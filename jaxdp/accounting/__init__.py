@@ -29,5 +29,6 @@ from jaxdp.accounting._epsilon import divergences as divergences
 from jaxdp.accounting._epsilon import epsilon as epsilon
 from jaxdp.accounting._epsilon import equivalent_noise_multiplier as equivalent_noise_multiplier
 from jaxdp.accounting._epsilon import runs as runs
+from jaxdp.accounting.gdp import Gdp as Gdp
 from jaxdp.accounting.trajectory import epsilon_trajectory as epsilon_trajectory
 from jaxdp.accounting.trajectory import steps_within as steps_within

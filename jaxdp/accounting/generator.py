@@ -22,8 +22,8 @@ the last for the bits that two numbers of a block share (`jaxdp.noise.grid`), gi
 from random ones: the guarantee is against whoever cannot break ChaCha.
 """
 
+import dataclasses
 import math
-from typing import NamedTuple
 
 from scipy import special
 
@@ -35,7 +35,8 @@ FAR = 9.5
 _SHARE = 1e-6  # of delta, that goes to each leg's own failure
 
 
-class Charge(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Charge:
     """What is added to epsilon and to delta for so many noised numbers."""
 
     epsilon: float

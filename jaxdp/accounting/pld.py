@@ -64,6 +64,11 @@ class Divergence(NamedTuple):
         """The largest delta over the directions, never above one."""
         return min(1.0, max(_delta(pmf, self.interval, epsilon) for pmf in self.pmfs) + self.charge)
 
+    def deltas(self, epsilons: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+        """`delta` at many epsilons >= 0, by running sums."""
+        largest = np.max([_deltas(pmf, self.interval, epsilons) for pmf in self.pmfs], axis=0)
+        return np.minimum(largest + self.charge, 1.0)
+
     def epsilon(self, delta: float) -> float:
         """The smallest epsilon >= 0 with delta(epsilon) <= delta; inf where there is none."""
         return max(_epsilon(pmf, self.interval, delta - self.charge) for pmf in self.pmfs)
@@ -97,6 +102,18 @@ def _delta(pmf: Pmf, interval: float, epsilon: float) -> float:
     k = max(0, math.floor(epsilon / interval) + 1 - pmf.start)
     losses = (pmf.start + np.arange(k, pmf.probabilities.size)) * interval
     return float(pmf.infinite - np.expm1(np.minimum(epsilon - losses, 0)) @ pmf.probabilities[k:])
+
+
+def _deltas(pmf: Pmf, interval: float, epsilons: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    first = max(1 - pmf.start, 0)  # of the losses above zero
+    losses = (pmf.start + first + np.arange(max(pmf.probabilities.size - first, 0))) * interval
+    above = [
+        p[::-1].cumsum()[::-1]
+        for p in (pmf.probabilities[first:], pmf.probabilities[first:] * np.exp(-losses))
+    ]
+    beyond, weighted = (np.append(x, 0.0) for x in above)
+    k = np.clip(np.floor(epsilons / interval).astype(np.int64) + 1 - pmf.start - first, 0, losses.size)
+    return pmf.infinite + np.maximum(beyond[k] - np.exp(np.minimum(epsilons, 700.0)) * weighted[k], 0.0)
 
 
 def _epsilon(pmf: Pmf, interval: float, delta: float) -> float:

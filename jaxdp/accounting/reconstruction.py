@@ -59,7 +59,7 @@ def curve_bound(divergence: pld.Divergence, prior: float) -> float:
     high = high if math.isfinite(high) else -2 * math.log(prior)
     for _ in range(4):  # finer around the best so far; every epsilon gives a valid bound
         grid = np.linspace(low, high, 65)
-        values = [_at(divergence.delta(epsilon), epsilon, prior) for epsilon in grid]
+        values = [_at(d, e, prior) for d, e in zip(divergence.deltas(grid), grid, strict=True)]
         k = int(np.argmin(values))
         best = min(best, values[k])
         low, high = grid[max(k - 1, 0)], grid[min(k + 1, grid.size - 1)]
@@ -99,6 +99,32 @@ def bound(
     Formal guarantee: no attacker does better, whatever it computes.
     """
     _validate.between(0, 1, prior=prior)
+    return of_curve(curve(ledger, adjacency, start, stop, amplified=amplified, tolerance=tolerance), prior)
+
+
+def of_curve(curve: float | pld.Divergence, prior: float) -> float:
+    """The bound from what `curve` gives."""
+    return (
+        curve_bound(curve, prior)
+        if isinstance(curve, pld.Divergence)
+        else float(gaussian_bound(curve, prior))
+    )
+
+
+def curve(
+    ledger: Ledger,
+    adjacency: str,
+    start: int = 0,
+    stop: int | None = None,
+    *,
+    amplified: bool = True,
+    tolerance: float = pld.TOLERANCE,
+) -> float | pld.Divergence:
+    """All that a window of steps gives away: mu where it is exactly N(mu, 1) against N(0, 1) (inf where nothing
+    is known to bound it), else an upper bound on delta(epsilon).
+
+    Args and errors as `bound`.
+    """
     stop = ledger.steps if stop is None else stop
     if not 0 <= start < stop <= ledger.steps:
         raise ValueError(f"start={start}, stop={stop}: need 0 <= start < stop <= {ledger.steps}")
@@ -108,13 +134,12 @@ def bound(
     shift = 2.0 if adjacency == "replace_one" else 1.0
     runs = _window(ledger, adjacency, start, stop, amplified)
     if any(run.noise_multipliers[0] == 0 for run in runs):
-        return 1.0
+        return math.inf
     if all(run.sampling_rate == 1 for run in runs):
-        mu = shift * math.sqrt(sum(float(run.counts @ run.noise_multipliers**-2.0) for run in runs))
-        return float(gaussian_bound(mu, prior))
+        return shift * math.sqrt(sum(float(run.counts @ run.noise_multipliers**-2.0) for run in runs))
     if not pld.representable(runs, shift):
-        return 1.0
-    return curve_bound(pld.divergence(runs, replace=shift == 2, tolerance=tolerance), prior)
+        return math.inf
+    return pld.divergence(runs, replace=shift == 2, tolerance=tolerance)
 
 
 def windows(

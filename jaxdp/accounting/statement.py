@@ -3,7 +3,8 @@
 import dataclasses
 
 from jaxdp import _validate
-from jaxdp.accounting._epsilon import Claim, Epsilon
+from jaxdp.accounting._epsilon import Claim, Epsilon, rounded
+from jaxdp.accounting.gdp import FALSE_POSITIVE_RATES, Gdp, gdp
 from jaxdp.accounting.ledger import Filter, Ledger
 
 ADJACENCY_IN_WORDS = {
@@ -47,6 +48,7 @@ _NOT_COVERED = (
     "The number of examples: it is taken as public, since sums are divided by a number made from it.",
 )  # fmt: skip
 
+_TOLERANCE = 0.02  # of what a test can reach, which is printed in three digits
 _OF_SUMS = (
     "Floating-point sums: gradients are clipped and summed in float32, whose rounding can pass the recorded "
     "sensitivity by a few parts in a million; nor the time that a step takes, nor what stays in memory."
@@ -73,6 +75,8 @@ class Statement:
       assumptions: what has to be true for it.
       warnings: what weakens it in this run.
       not_covered: what it says nothing about.
+      membership: what a test of whether one example took part can reach; None where epsilon is not by privacy
+        loss distributions.
     """
 
     private: bool
@@ -83,6 +87,7 @@ class Statement:
     assumptions: tuple[str, ...]
     warnings: tuple[str, ...]
     not_covered: tuple[str, ...]
+    membership: Gdp | None = None
 
     def to_dict(self) -> dict:
         """The statement as what JSON can hold."""
@@ -99,6 +104,8 @@ class Statement:
         lines = ["Privacy statement", f"  {claim}"]
         if self.epsilon is not None:
             lines.append(f"  Neighbours: {ADJACENCY_IN_WORDS[self.epsilon.adjacency]}.")
+        if self.membership is not None:
+            lines.append(f"  Membership: {_of_tests(self.membership)}.")
         lines += [f"  Mechanism: {m}." for m in self.mechanism] + [f"  Sampling: {s}." for s in self.sampling]
         for title, sentences in (
             ("Warnings", self.warnings), ("Assumed", self.assumptions), ("Not covered", self.not_covered)
@@ -180,8 +187,28 @@ def privacy_statement(
         unit="one example",
         assumptions=tuple(assumptions),
         warnings=tuple(warnings),
+        membership=_membership(ledger, epsilon) if private else None,
         not_covered=((_OF_UNSAID_NOISE if None in generators else _OF_SUMS), *_NOT_COVERED),
     )
+
+
+def _membership(ledger: Ledger, epsilon: Epsilon | None) -> Gdp | None:
+    if epsilon is None or epsilon.accountant != "pld":
+        return None
+    claim = Claim(delta=epsilon.delta, adjacency=epsilon.adjacency)
+    return gdp(ledger, claim, tolerance=_TOLERANCE)
+
+
+def _of_tests(found: Gdp) -> str:
+    """Rounded up, as bounds are."""
+    rates = ", ".join(
+        f"{rounded(100 * true)} % at {100 * false:g} %"
+        for false, true in zip(FALSE_POSITIVE_RATES, found.true_positive_rates, strict=True)
+    )
+    tests = f"a test's true positive rate is at most {rates} of false positives"
+    if found.mu is None:
+        return f"{tests}; no mu of Gaussian differential privacy fits"
+    return f"{rounded(found.mu)}-GDP{f' but for {found.excess:g}' if found.excess else ''}; {tests}"
 
 
 def _assumed_of_generators(names: set[str | None], epsilon: Epsilon | None) -> list[str]:

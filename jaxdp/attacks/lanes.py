@@ -10,6 +10,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import functools
+import math
 import os
 import threading
 from collections.abc import Callable
@@ -24,9 +25,12 @@ from tqdm import tqdm
 from jaxdp.attacks.attack import Attack, Inversion, fitted
 from jaxdp.attacks.leaks import Leak, Victims, observations, precise
 from jaxdp.attacks.public import Setting
-from jaxdp.gradients import convolution
+from jaxdp.attacks.queue import Queue, split
+from jaxdp.gradients import convolution, platforms
 
 _SEGMENT = 25  # ticks between two looks at which lanes are done
+_FEW, _MANY = 256, 2_048  # lanes of an accelerator
+_RESIDENT = 2**30  # bytes of victims' parameters that are kept on the device
 
 
 class Reconstruction(NamedTuple):
@@ -48,15 +52,23 @@ class Reconstruction(NamedTuple):
 
 
 class _Programs(NamedTuple):
+    take: Any
     load: Any
     merge: Any
     advance: Any
     finish: Any
 
 
-def default_lanes() -> int:
-    """Lanes that keep the device busy: few on a CPU, whose caches are small."""
-    return 8 if jax.default_backend() == "cpu" else 256
+def default_lanes(jobs: int, lane_bytes: int = 0) -> int:
+    """Lanes that keep the device busy: 8 on a CPU, whose caches are small; else 256, or 2,048 for many jobs, so
+    far as `lane_bytes` of each fit a quarter of the device's memory.
+    """
+    if platforms.resolved("auto") == "cpu":
+        return 8
+    statistics = jax.local_devices()[0].memory_stats() or {}
+    fits = statistics.get("bytes_limit", 2**34) // 4 // max(lane_bytes, 1)
+    wanted = _FEW if jobs <= _FEW else _MANY
+    return max(1, min(wanted, 2 ** int(math.log2(max(fits, 1)))))
 
 
 def _threads(jobs: int, lanes: int) -> int:
@@ -64,14 +76,8 @@ def _threads(jobs: int, lanes: int) -> int:
 
     A batch of small convolutions keeps little more than one core busy, so each core of a CPU gets its own.
     """
-    cores = (os.cpu_count() or 1) if jax.default_backend() == "cpu" else 1
+    cores = (os.cpu_count() or 1) if platforms.resolved("auto") == "cpu" else 1
     return max(1, min(cores, 8, -(-jobs // lanes)))
-
-
-def split(count: int, restarts: int, parts: int) -> list[np.ndarray]:
-    """All jobs [n, 2], dealt out in turn."""
-    jobs = np.array([(victim, restart) for victim in range(count) for restart in range(restarts)])
-    return [jobs[part::parts] for part in range(parts)]
 
 
 class CompiledOnce:
@@ -87,38 +93,6 @@ class CompiledOnce:
             result = self._function(*arguments)
             self._ready = True
         return result
-
-
-class Queue:
-    """Which job (victim, restart) runs in which lane."""
-
-    def __init__(self, jobs: np.ndarray, lanes: int):
-        self.jobs = jobs
-        self.running = np.full(lanes, -1)
-        self.results: list = [None] * len(self.jobs)
-        self._next = 0
-
-    def refill(self) -> np.ndarray:
-        """Gives the free lanes the next jobs; which lanes got one."""
-        free = np.flatnonzero(self.running < 0)[: len(self.jobs) - self._next]
-        self.running[free] = np.arange(self._next, self._next + free.size)
-        self._next += free.size
-        return np.isin(np.arange(self.running.size), free)
-
-    @property
-    def idle(self) -> np.ndarray:
-        """Lanes without a job."""
-        return self.running < 0
-
-    def at(self) -> tuple[np.ndarray, np.ndarray]:
-        """Victim and restart of every lane, job 0 standing in where there is none."""
-        return tuple(self.jobs[np.maximum(self.running, 0)].T)
-
-    def finish(self, done: np.ndarray, columns) -> None:
-        """Takes the results of the lanes that are done, and frees them."""
-        for lane in np.flatnonzero(done):
-            self.results[self.running[lane]] = [column[lane] for column in columns]
-        self.running[done] = -1
 
 
 @functools.lru_cache(maxsize=128)
@@ -152,11 +126,14 @@ def _programs(setting: Setting, attack: Attack, own_params: bool) -> _Programs:
             return (count < _SEGMENT) & ~state.done.all()
 
         state = state._replace(done=state.done | idle)
-        return jax.lax.while_loop(busy, go, (0, state, first))[1:]
+        if platforms.resolved("auto") == "cpu":
+            return jax.lax.while_loop(busy, go, (0, state, first))[1:]
+        # A device would ask the host before each tick whether all lanes are done.
+        return jax.lax.fori_loop(0, _SEGMENT, lambda _, carry: go(carry), (0, state, first))[1:]
 
     finish = jax.vmap(lane.decode, in_axes=(0, None, 0))
     return _Programs(
-        *(CompiledOnce(jax.jit(precise(function))) for function in (load, _where, advance, finish))
+        *(CompiledOnce(jax.jit(precise(function))) for function in (rows, load, _where, advance, finish))
     )
 
 
@@ -253,13 +230,15 @@ def invert_many(
     programs = _programs(setting.static, _compiled_part(attack), victims.own_params)
     host = [jax.tree.map(np.asarray, tree) for tree in (victims.params, leaked, setting.known)]
     given = [_cast(tree, attack.float64) for tree in host]
+    if lanes is None:
+        one = first_network(victims, setting.leak)
+        lanes = default_lanes(count * attack.restarts, _lane_bytes(one, setting, attack))
     results = _through_lanes(programs, given, key, attack, count, victims.own_params, lanes, progress)
     return _choose(results, count, attack.restarts)
 
 
 def _through_lanes(programs, given, key, attack, count, own_params, lanes, progress) -> list[np.ndarray]:
     """The results of every victim and restart, in their order, column by column."""
-    lanes = lanes or default_lanes()
     total = count * attack.restarts
     queues = [Queue(jobs, lanes) for jobs in split(count, attack.restarts, _threads(total, lanes))]
     with tqdm(total=total, unit="attack", disable=not progress) as bar:
@@ -272,6 +251,13 @@ def _through_lanes(programs, given, key, attack, count, own_params, lanes, progr
     order = np.argsort(np.concatenate([queue.jobs @ (attack.restarts, 1) for queue in queues]))
     columns = zip(*(result for queue in queues for result in queue.results), strict=True)
     return [np.stack(column)[order] for column in columns]
+
+
+def _lane_bytes(params: PyTree, setting: Setting, attack: Attack) -> int:
+    """About what a lane takes: a few gradients of the network, and the solver's memory of its inputs."""
+    gradient = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    inputs = setting.leak.batch_size * math.prod(setting.input_shape)
+    return 4 * gradient + 8 * (attack.memory + 4) * inputs
 
 
 def _choose(results, count, restarts):
@@ -288,15 +274,19 @@ def _run(programs, given, key, queue, *, attack, own_params, bar) -> None:
     """Every job of the queue through its lanes."""
     with _precision(attack.float64):  # a setting of the thread
         params, observations, public = given
-        public, own = jax.device_put(public), jax.device_put(None if own_params else params)
+        public = jax.device_put(public)
+        weights = _on_device(params, queue.running.size if own_params else 0)
+        at_hand = isinstance(jax.tree.leaves(weights)[0], jax.Array)
+        take = (programs.take if at_hand else rows) if own_params else (lambda weights, victim: weights)
         batch: Any = None
+        own: Any = None
         while True:
             fresh = queue.refill()
             if queue.idle.all():
                 return
             if fresh.any():
                 victim, restart = queue.at()
-                own = rows(params, victim) if own_params else own
+                own = take(weights, victim)
                 new = programs.load(own, rows(observations, victim), public, key, victim, restart)
                 batch = new if batch is None else programs.merge(fresh, new, batch)
             data, state, first = batch
@@ -311,6 +301,20 @@ def _run(programs, given, key, queue, *, attack, own_params, bar) -> None:
                 bar.update(int(done.sum()))
 
 
-def rows(tree: PyTree, index: np.ndarray) -> PyTree:
-    """The chosen rows of host arrays."""
+def _on_device(params: PyTree, lanes: int) -> PyTree:
+    """Weights on the device: one network's, or of all victims, as many as a power of two times the lanes so
+    that few programs are compiled; those that take more than a gigabyte stay with the host.
+    """
+    leaves = jax.tree.leaves(params)
+    if not lanes:
+        return jax.device_put(params)
+    if sum(leaf.nbytes for leaf in leaves) > _RESIDENT:
+        return params
+    size = lanes * 2 ** max(0, math.ceil(math.log2(leaves[0].shape[0] / lanes)))
+    places = np.minimum(np.arange(size), leaves[0].shape[0] - 1)
+    return jax.device_put(rows(params, places))
+
+
+def rows(tree: PyTree, index: Int[Array, " n"] | Int[np.ndarray, " n"]) -> PyTree:
+    """The chosen rows of every array."""
     return jax.tree.map(lambda leaf: leaf[index], tree)

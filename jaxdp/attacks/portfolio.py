@@ -134,7 +134,7 @@ def score(
     setting, judge = fitted(setting, judge, first_network(victims, setting.leak))
     program, own_params = _judging(setting.static, judge, victims.own_params), victims.own_params
     observed = observations(victims, setting.leak, len(x))
-    lanes, values = lanes or engine.default_lanes(), []
+    lanes, values = lanes or engine.default_lanes(len(x)), []
     for begin in range(0, len(x), lanes):
         rows = np.minimum(np.arange(begin, begin + lanes), len(x) - 1)
         params = engine.rows(jax.tree.map(np.asarray, victims.params), rows) if own_params else victims.params

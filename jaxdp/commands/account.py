@@ -52,6 +52,8 @@ class Planned:
     """The noise will come from a given seed instead of the system's entropy."""
     examples: int | None = None
     """Number of examples, for a warning where delta is not below one over it."""
+    parameters: int | None = None
+    """Number of parameters, all noised by each step: shows what the error of the noise's generator adds."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,6 +106,8 @@ def plan_of(planned: Planned) -> Plan:
             f"noise_multiplier={planned.noise_multiplier}: schedule {planned.schedule!r} takes start, end "
             "and scale"
         )
+    if planned.parameters is not None:
+        _validate.whole(parameters=planned.parameters)
     if (planned.clipping == "per_layer_published") != (planned.layers is not None):
         raise ValueError(
             f"layers={planned.layers}: the number of tensors, exactly for per_layer_published clipping"
@@ -120,6 +124,7 @@ def plan_of(planned: Planned) -> Plan:
         sampler=_sampling(planned),
         steps=planned.steps,
         seed=0 if planned.seed_given else None,
+        coordinates=planned.parameters,
     )
     return plan if planned.end is None else plan.ending_at(planned.end)
 

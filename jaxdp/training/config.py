@@ -54,6 +54,8 @@ class Noise:
     """Factor on the whole schedule."""
     target_epsilon: float | None = None
     """Scale the schedule so that the whole run spends this epsilon (instead of --scale)."""
+    generator: Literal["chacha12", "chacha20", "threefry"] = "chacha12"
+    """What noise is drawn with; threefry is of 64 bits, and nobody vouches for it against an adversary."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -144,7 +144,12 @@ def plan(config: TrainConfig, examples: int, params: PyTree, sampler: Sampler | 
     sigma = noise(config)
     bounded = None if sigma is None else clipper(config, params, sigma, sampler.expected_batch_size)
     return Plan(
-        clipper=bounded, noise_multiplier=sigma, sampler=sampler, steps=config.steps, seed=config.noise_seed
+        clipper=bounded,
+        noise_multiplier=sigma,
+        sampler=sampler,
+        steps=config.steps,
+        seed=config.noise_seed,
+        generator=config.generator,
     )
 
 

@@ -47,16 +47,48 @@ def rosenbrock(z):
     return (100 * jnp.square(z[1:] - jnp.square(z[:-1])) + jnp.square(1 - z[:-1])).sum()
 
 
-def test_lbfgs_minimises_rosenbrock_in_a_box_as_scipy_does():
+@pytest.mark.parametrize("form", ["two_loops", "compact"])
+def test_lbfgs_minimises_rosenbrock_in_a_box_as_scipy_does(form):
     with jax.enable_x64(True):
         start = np.linspace(-1.5, 1.5, 6)
         for lower, upper in ((-np.inf, np.inf), (-1.8, 0.6)):
-            state = minimise(lbfgs.lbfgs(10, stall=0.0), Problem(rosenbrock, lower, upper), start, 400)
+            state = minimise(
+                lbfgs.lbfgs(10, stall=0.0, form=form), Problem(rosenbrock, lower, upper), start, 400
+            )
             scipy = optimize.minimize(
                 lambda z: float(rosenbrock(z)), start, jac=jax.grad(rosenbrock), method="L-BFGS-B",
                 bounds=[(lower, upper)] * 6, options=dict(ftol=1e-15, gtol=1e-10, maxiter=1000),
             )  # fmt: skip
             np.testing.assert_allclose(state.z, scipy.x, atol=1e-5)
+
+
+@pytest.mark.parametrize("pairs", [0, 1, 4, 7, 19])
+def test_both_forms_of_the_recursion_are_the_inverse_hessian(pairs):
+    """Against the updates of the matrix itself (Nocedal & Wright, equation 6.17), of the pairs kept."""
+    memory, size = 7, 12
+    rng = np.random.default_rng(pairs)
+    with jax.enable_x64(True):
+        state = lbfgs.lbfgs(memory).init(jnp.zeros(size))
+        matrix = np.diag(rng.uniform(0.5, 2, size))
+        kept = []
+        for pair in range(pairs):
+            s = rng.normal(size=size)
+            y = matrix @ s + 0.01 * rng.normal(size=size)
+            slot = pair % memory
+            state = state._replace(
+                s=state.s.at[slot].set(s),
+                y=state.y.at[slot].set(y),
+                rho=state.rho.at[slot].set(1 / (s @ y)),
+                pairs=jnp.int32(pair + 1),
+            )
+            kept = [*kept, (s, y)][-memory:]
+        expected = np.eye(size) * (kept[-1][0] @ kept[-1][1] / (kept[-1][1] @ kept[-1][1]) if kept else 1)
+        for s, y in kept:
+            turn = np.eye(size) - np.outer(s, y) / (s @ y)
+            expected = turn @ expected @ turn.T + np.outer(s, s) / (s @ y)
+        gradient = rng.normal(size=size)
+        for product in lbfgs._FORMS.values():
+            np.testing.assert_allclose(product(state, gradient), expected @ gradient, rtol=1e-9)
 
 
 def test_lbfgs_solves_an_ill_conditioned_quadratic_in_few_evaluations():

@@ -8,6 +8,8 @@ import pytest
 from jaxdp import clipping, gradients
 from jaxdp.gradients import jaxprs
 
+pytestmark = pytest.mark.default_precision
+
 NAMES = [name for name in clipping.NAMES if name != "l2_max"]
 
 

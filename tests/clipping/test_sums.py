@@ -13,6 +13,8 @@ import pytest
 from jaxdp import clipped_gradients, clipping, schedules
 from jaxdp._privatize import privatize
 
+pytestmark = pytest.mark.default_precision
+
 PARAMS = {"w": jnp.asarray(np.random.default_rng(0).normal(size=(5, 3)), jnp.float32)}
 X = jnp.asarray(np.random.default_rng(1).normal(size=(12, 5)), jnp.float32)
 BOUND = schedules.linear(10, start=0.5, end=0.1)

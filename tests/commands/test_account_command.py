@@ -117,6 +117,7 @@ def test_shuffled_batches_are_not_given_the_poisson_epsilon(capsys):
         (("--reconstruction", "--prior", "1"), "prior=1.0"),
         (("--count-noise", "3"), "count_noise=3.0"),
         (("--target-epsilon", "-1"), "target_epsilon=-1.0"),
+        (("--parameters", "0"), "parameters=0"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_two(capsys, options, message):
@@ -162,3 +163,14 @@ def test_no_group_of_options_is_long():
     config = account.Config()
     groups = [getattr(config, field.name) for field in dataclasses.fields(config)]
     assert len(groups) > 1 and all(len(dataclasses.fields(group)) <= 15 for group in groups)
+
+
+def test_the_generator_s_error_is_shown_for_so_many_parameters(capsys):
+    alone, beside = (
+        json.loads(call(capsys, *FEW, *more, "--json")[1])["epsilons"][0]
+        for more in ((), ("--parameters", "34720"))
+    )
+    assert alone["generator"] is None and beside["value"] == alone["value"]
+    added = beside["generator"]
+    assert added["numbers"] == 34_720 * int(FEW[FEW.index("--steps") + 1])
+    assert 0 < added["epsilon"] < 1e-5 and 0 < added["delta"] < 1e-9

@@ -11,7 +11,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxdp import _validate
 from jaxdp.attacks.solvers.problem import Problem, Solver
+from jaxdp.gradients import platforms
 
 _ARMIJO = 1e-4
 _TRIES = 20  # backtracking steps before the memory is dropped, then before the lane gives up
@@ -45,7 +47,7 @@ class LBFGSState(NamedTuple):
     done: Array
 
 
-def _inverse_hessian_product(state: LBFGSState, gradient):
+def _two_loops(state: LBFGSState, gradient):
     """The two-loop recursion, newest pair first."""
     memory = state.rho.shape[0]
     order = (state.pairs - 1 - jnp.arange(memory)) % memory
@@ -63,6 +65,31 @@ def _inverse_hessian_product(state: LBFGSState, gradient):
     curvature = jnp.vdot(state.y[newest], state.y[newest]) * state.rho[newest]
     q = q / jnp.where(curvature > 0, curvature, 1)
     return jax.lax.scan(oldest_first, q, (order[::-1], alphas[::-1]))[0]
+
+
+def _compact_product(state: LBFGSState, gradient):
+    """The same by matrix products and two triangular solves (Byrd, Nocedal & Schnabel 1994, theorem 2.2).
+
+    With S and Y the pairs as rows, oldest first, R the upper triangle of S Y^T, D its diagonal and c the newest
+    curvature's inverse,
+
+        H g = c g + S^T R^-T ((D + c Y Y^T) p - c Y g) - c Y^T p,    p = R^-1 S g
+
+    Two loops of 2 m small operations become ten that an accelerator does at once.
+    """
+    memory = state.rho.shape[0]
+    order = (state.pairs + jnp.arange(memory)) % memory
+    rho = state.rho[order]
+    kept = rho > 0
+    s, y = (jnp.where(kept[:, None], rows[order], 0) for rows in (state.s, state.y))
+    curvatures = 1 / jnp.where(kept, rho, 1)
+    upper = jnp.triu(s @ y.T, 1) + curvatures * jnp.eye(memory, dtype=rho.dtype)
+    newest = rho[-1] * jnp.vdot(y[-1], y[-1])
+    scale = 1 / jnp.where(newest > 0, newest, 1)
+    solve = jax.scipy.linalg.solve_triangular
+    p = solve(upper, s @ gradient)
+    middle = jnp.where(kept, curvatures, 0) * p + scale * (y @ (y.T @ p - gradient))
+    return scale * (gradient - y.T @ p) + s.T @ solve(upper, middle, trans="T")
 
 
 def _remember(state: LBFGSState, z, gradient, accepted):
@@ -83,11 +110,11 @@ def _forget(state: LBFGSState, drop):
     return state._replace(rho=jnp.where(drop, 0, state.rho), pairs=jnp.where(drop, 0, state.pairs))
 
 
-def _next_direction(problem: Problem, state: LBFGSState, first_length):
+def _next_direction(problem: Problem, state: LBFGSState, first_length, product):
     """A descent direction within the box and the length of its first trial."""
     free = problem.free(state.z, state.gradient)
     gradient = state.gradient * free
-    direction = -_inverse_hessian_product(state, gradient) * free
+    direction = -product(state, gradient) * free
     length = jnp.sqrt(jnp.vdot(gradient, gradient))
     steepest = -gradient * (first_length / jnp.maximum(length, jnp.finfo(length.dtype).tiny))
     descends = (jnp.vdot(direction, gradient) < 0) & (state.pairs > 0)
@@ -101,11 +128,15 @@ def _shorter(state: LBFGSState, value, slope):
     return state.step * jnp.where(jnp.isfinite(value), jnp.clip(parabola, 0.1, 0.5), 0.1)
 
 
+_FORMS = {"two_loops": _two_loops, "compact": _compact_product}
+
+
 def lbfgs(
     memory: int = 20,
     patience: int = 10,
     stall: float = 1e-5,
     first_length: float = 1.0,
+    form: str = "auto",
 ) -> Solver:
     """The solver.
 
@@ -114,7 +145,14 @@ def lbfgs(
       patience: a lane stops after so many steps in a row that each gained less than the share `stall`.
       stall: see `patience`.
       first_length: length of a step without curvature information.
+      form: of the recursion: `two_loops`, `compact`, or `auto` for the first on a CPU and the second elsewhere.
+
+    Raises:
+      ValueError: an unknown form.
     """
+    _validate.one_of(("auto", *_FORMS), form=form)
+    fast = "two_loops" if platforms.resolved("auto") == "cpu" else "compact"
+    product = _FORMS[fast if form == "auto" else form]
 
     def init(z):
         zero, count = jnp.zeros((), z.dtype), jnp.zeros((), jnp.int32)
@@ -147,7 +185,9 @@ def lbfgs(
         moved = _forget(moved, restart)
         redirect = accepted | restart
         return moved._replace(
-            direction=jnp.where(redirect, _next_direction(problem, moved, first_length), state.direction),
+            direction=jnp.where(
+                redirect, _next_direction(problem, moved, first_length, product), state.direction
+            ),
             step=jnp.where(redirect, 1, _shorter(state, value, slope)),
             done=(moved.stalled >= patience) | (moved.tries >= 2 * _TRIES) | ~jnp.isfinite(moved.value),
         )
