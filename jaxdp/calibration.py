@@ -1,7 +1,8 @@
 """What makes a plan spend a given epsilon.
 
 `calibrate` changes one thing about a `Plan` (the scale of its noise, its length, its sampling rate, the end
-point of its schedule) until epsilon is met, from below: the calibrated plan never spends more than was asked.
+point of its schedule) until epsilon, mu or a reconstruction bound is met, from below: the calibrated plan never
+spends more than was asked.
 The search may approximate; what it finds is accepted only by the exact accountant.
 """
 
@@ -15,82 +16,62 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdp import _validate, accounting, sampling, schedules
-from jaxdp.accounting import Claim, pld, rdp
+from jaxdp.accounting import Claim, gdp, pld, reconstruction
+from jaxdp.accounting.compressed import Compressed
 from jaxdp.accounting.ledger import Ledger
 from jaxdp.accounting.pld import Steps
 from jaxdp.plan import MOST_STEPS, Plan
 from jaxdp.sampling import Sampler
 
 WHAT = ("scale", "steps", "sampling_rate", "end")
-_NODES = 40  # of the interpolation in ln sigma
 _SAMPLES = 512  # steps that stand for a schedule in the first, rough search
 _MARGIN = 3e-7  # the search stays this far below the target: noise multipliers are float32
 _PAD = 4096  # schedules are evaluated at multiples of this many steps, so that few shapes are compiled
 
 
-class _Compressed:
-    """RDP of many noise multipliers as a weighted sum over Chebyshev nodes in ln sigma.
-
-    The weights of the barycentric interpolant do not change when all noise multipliers are scaled, so a
-    search costs `_NODES` divergences an evaluation.  Never reported: the answer is checked with the exact
-    sum.
-    """
-
-    def __init__(self, runs: list[Steps], adjacency: str):
-        self.adjacency = adjacency
-        self.runs = [self._compress(run) for run in runs]
-
-    @staticmethod
-    def _compress(run: Steps) -> Steps:
-        logs = np.log(run.noise_multipliers)
-        if logs.size <= _NODES or np.ptp(logs) < 1e-9:
-            return run
-        angles = (np.arange(_NODES) + 0.5) * np.pi / _NODES
-        nodes = logs[0] + np.ptp(logs) * (1 - np.cos(angles)) / 2
-        basis = (-1.0) ** np.arange(_NODES) * np.sin(angles)
-        distance = logs[:, None] - nodes[None, :]
-        distance[distance == 0] = 1e-300
-        matrix = basis / distance
-        weights = run.counts @ (matrix / matrix.sum(axis=1, keepdims=True))
-        return Steps(run.sampling_rate, np.exp(nodes), weights)
-
-    def epsilon(self, delta: float, scale: float = 1.0, rate: float | None = None) -> float:
-        total = np.zeros(rdp.ORDERS.size)
-        for run in self.runs:
-            q = run.sampling_rate if rate is None else rate
-            table = accounting.divergences(q, scale * run.noise_multipliers, self.adjacency)
-            unusable = np.isinf(table).any(axis=0)
-            total += np.where(unusable, np.inf, run.counts @ np.where(unusable, 0.0, table))
-        return float(rdp.epsilon(total, delta)[0])
-
-
 def calibrate(
     plan: Plan,
-    epsilon: float,
-    claim: Claim,
+    epsilon: float | None = None,
+    claim: Claim | None = None,
     what: str = "scale",
     *,
+    mu: float | None = None,
+    reconstruction_bound: float | None = None,
+    prior: float = 0.1,
     tolerance: float = pld.TOLERANCE,
 ) -> Plan:
-    """The plan with one thing changed so that it spends this epsilon, and no more.
+    """The plan with one thing changed so that it spends this much, and no more.
 
     Args:
       plan: where to start.
-      epsilon: the target, > 0.
+      epsilon: the target, > 0; or instead of it one of the next two, which hang on no single point of the curve
+        delta(epsilon): plans of equal epsilon may give away unequally much.
       claim: at which delta, adjacency and by which accountant; `pld` meets the target with its upper bound,
         within `tolerance`.
       what: `scale` (smallest factor on the noise multiplier), `steps` (largest number; a schedule of
         `jaxdp.schedules` is stretched to it), `sampling_rate` (largest; Poisson and without replacement) or
         `end` (smallest end point of the schedule).
+      mu: of Gaussian differential privacy, see `accounting.gdp`; by privacy loss distributions.
+      reconstruction_bound: the largest success of any reconstruction from the whole run, see
+        `accounting.reconstruction`; by privacy loss distributions.
+      prior: for `reconstruction_bound`, the success without the run.
       tolerance: as `accounting.epsilon`.
 
     Raises:
-      ValueError: a target that nothing reaches, a plan that is not private, noise that its clipper refuses.
+      ValueError: not one target, one that nothing reaches, a plan that is not private, noise that its clipper
+        refuses.
 
     Warns:
       UserWarning: the most steps that are looked for spend less than the target.
     """
-    _validate.positive(epsilon=epsilon)
+    targets = dict(epsilon=epsilon, mu=mu, reconstruction_bound=reconstruction_bound)
+    given = {name: value for name, value in targets.items() if value is not None}
+    if len(given) != 1 or claim is None:
+        raise ValueError(
+            f"{', '.join(f'{k}={v}' for k, v in targets.items())}, claim={claim}: need one, and a claim"
+        )
+    ((name, target),) = given.items()
+    _validate.positive(**given)
     _validate.one_of(WHAT, what=what)
     if what == "sampling_rate" and plan.sampling.kind not in ("poisson", "without_replacement"):
         raise ValueError(f"what={what!r}: {plan.sampling.kind} batches have no sampling rate to choose")
@@ -101,15 +82,39 @@ def calibrate(
     free = dataclasses.replace(
         plan, clipper=dataclasses.replace(plan.clipper, noise_multiplier_limit=math.inf)
     )
-    value = _searched(free, what, epsilon, claim, tolerance)
+    if name == "epsilon":
+        value = _searched(free, what, target, claim, tolerance)
+    else:
+        value = _searched_by_curve(free, what, name, target, claim, prior, tolerance)
     found = _with_sampler(_set(plan, what, value), plan)
     found.noise_multipliers(0, min(found.steps, MOST_STEPS))
     if what == "steps" and value == MOST_STEPS:
-        spent = accounting.epsilon(found.ledger(), claim, tolerance=tolerance).value
         warnings.warn(
-            f"steps={MOST_STEPS}: the most that are looked for; they spend epsilon {spent:.4g} of {epsilon:g}",
+            f"steps={MOST_STEPS}: the most that are looked for; they spend less than {name}={target:g}",
             stacklevel=2,
         )
+    return found
+
+
+def _searched_by_curve(
+    plan: Plan, what: str, name: str, target: float, claim: Claim, prior: float, tolerance: float
+) -> float:
+    """The value at which the curve delta(epsilon) meets a target other than epsilon: roughly, then closely."""
+    if name == "reconstruction_bound":
+        _validate.between(prior, 1, reconstruction_bound=target)
+
+    def measured(value: float, fineness: float) -> float:
+        ledger = _set(plan, what, value).ledger()
+        curve = reconstruction.curve(ledger, claim.adjacency, tolerance=fineness)
+        if name == "mu":
+            return gdp.mu_of(curve, claim.delta)
+        return reconstruction.of_curve(curve, prior) - prior
+
+    aim = target if name == "mu" else target - prior
+    start = _solve(lambda value: measured(value, 0.05), what, aim, _value(plan, what), 0.02, 0.3)
+    found = _solve(lambda value: measured(value, tolerance), what, aim, start, tolerance / 5, 0.02)
+    if name == "mu" and gdp.gdp(_set(plan, what, found).ledger(), claim, tolerance=tolerance).mu is None:
+        raise ValueError(f"mu={target:g}: the curve of the plan that reaches it is no Gaussian's")
     return found
 
 
@@ -161,7 +166,7 @@ def _approximations(plan: Plan, what: str, claim: Claim) -> list[Callable[[float
     close one.
     """
     if what in ("scale", "sampling_rate"):
-        compressed = _Compressed(accounting.runs(plan.ledger(), claim.adjacency), claim.adjacency)
+        compressed = Compressed(accounting.runs(plan.ledger(), claim.adjacency), claim.adjacency)
         if what == "scale":
             return [lambda value: compressed.epsilon(claim.delta, scale=value)]
         return [lambda value: compressed.epsilon(claim.delta, rate=value)]
@@ -172,7 +177,7 @@ def _approximations(plan: Plan, what: str, claim: Claim) -> list[Callable[[float
             runs = accounting.runs(changed.ledger(), claim.adjacency)
         else:
             runs = [_sampled(changed, samples)]
-        return _Compressed(runs, claim.adjacency).epsilon(claim.delta)
+        return Compressed(runs, claim.adjacency).epsilon(claim.delta)
 
     return [lambda value: spent(value, _SAMPLES), lambda value: spent(value, MOST_STEPS)]
 

@@ -1,11 +1,12 @@
 """Calibration: the target is met from below by the accountant that was named, whatever is changed."""
 
 import math
+import re
 
 import pytest
 
 from jaxdp import accounting, calibration, clipping, schedules
-from jaxdp.accounting import Claim
+from jaxdp.accounting import Claim, gdp, reconstruction
 from jaxdp.accounting.ledger import Sampling
 from jaxdp.plan import Plan
 
@@ -94,3 +95,49 @@ def test_what_is_not_private_has_only_a_nominal_constant():
 def test_refuses(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("what", ["scale", "steps", "end"])
+def test_a_target_of_mu_or_of_reconstruction_is_met_from_below(what):
+    steps = 100
+    sampler = Sampling(kind="poisson", rate=0.05)
+    plan = Plan(
+        clipper=clipping.flat(1.0), noise_multiplier=schedules.linear(steps), sampler=sampler, steps=steps
+    )
+    claim = Claim(delta=1e-5, adjacency="add_or_remove_one")
+    found = calibration.calibrate(plan, claim=claim, what=what, mu=0.3)
+    mu = gdp.gdp(found.ledger(), claim).mu
+    assert 0.29 < mu <= 0.3
+    found = calibration.calibrate(plan, claim=claim, what=what, reconstruction_bound=0.16, prior=0.1)
+    assert 0.158 < reconstruction.bound(found.ledger(), 0.1, adjacency=claim.adjacency) <= 0.16
+
+
+def test_equal_epsilon_is_not_equal_mu():
+    """At q = .01 and 100 steps the epsilon of a falling sigma is that of its last steps."""
+    claim, mus = Claim(delta=1e-5, adjacency="add_or_remove_one"), []
+    for noise in (schedules.constant(6.0), schedules.linear(100)):
+        sampler = Sampling(kind="poisson", rate=0.01)
+        plan = Plan(clipper=clipping.flat(1.0), noise_multiplier=noise, sampler=sampler, steps=100)
+        mus.append(
+            gdp.mu_of(
+                reconstruction.curve(calibration.calibrate(plan, 2.0, claim).ledger(), claim.adjacency), 1e-5
+            )
+        )
+    assert mus[1] < 0.8 * mus[0]
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        ({}, "epsilon=None, mu=None, reconstruction_bound=None"),
+        (dict(epsilon=1.0, mu=1.0), "need one"),
+        (dict(mu=-1.0), "mu=-1.0"),
+        (dict(reconstruction_bound=0.05), "reconstruction_bound=0.05"),
+    ],
+)
+def test_anything_but_one_sensible_target_is_refused(targets, message):
+    plan = Plan(
+        clipper=clipping.flat(1.0), noise_multiplier=2.0, sampler=Sampling(kind="poisson", rate=0.1), steps=10
+    )
+    with pytest.raises(ValueError, match=re.escape(message)):
+        calibration.calibrate(plan, claim=Claim(delta=1e-5, adjacency="zero_out"), **targets)

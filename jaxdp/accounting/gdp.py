@@ -61,26 +61,32 @@ def gdp(ledger: Ledger, claim: Claim, *, tolerance: float = pld.TOLERANCE) -> Gd
     alpha has a true positive rate of at most Phi(Phi^-1(alpha) + mu) + excess, and of at most those given.
     """
     curve = reconstruction.curve(ledger, claim.adjacency, tolerance=tolerance)
+    mu = mu_of(curve, claim.delta)
     rates = tuple(reconstruction.of_curve(curve, alpha) for alpha in FALSE_POSITIVE_RATES)
     if not isinstance(curve, pld.Divergence):
-        return Gdp(mu=curve if curve < math.inf else None, excess=0.0, regret=0.0, true_positive_rates=rates)
-    mu = _mu(curve, claim.delta)
+        return Gdp(mu=mu if mu < math.inf else None, excess=0.0, regret=0.0, true_positive_rates=rates)
     regret = _regret(curve, mu) if mu < math.inf else 1.0
     kept = mu if regret <= MOST_REGRET else None
     return Gdp(mu=kept, excess=claim.delta, regret=regret, true_positive_rates=rates)
 
 
-def _mu(divergence: pld.Divergence, excess: float) -> float:
-    """The smallest mu whose curve, and the excess, lie above delta(epsilon); inf where none does.
+def mu_of(curve: float | pld.Divergence, excess: float) -> float:
+    """The smallest mu whose curve, and the excess, lie above that of a run; inf where none does.
+
+    Args:
+      curve: of `reconstruction.curve`.
+      excess: what may be missing; of a curve that is no Gaussian's.
 
     Compared between points: delta falls with epsilon, so its value at a point must be below the Gaussian's at
     the next.
     """
-    last = divergence.epsilon(excess)
+    if not isinstance(curve, pld.Divergence):
+        return curve
+    last = curve.epsilon(excess)
     if not math.isfinite(last):
         return math.inf
     points = np.linspace(0.0, last, _POINTS)
-    wanted = divergence.deltas(points[:-1]) - excess
+    wanted = curve.deltas(points[:-1]) - excess
 
     def holds(mu: float) -> bool:
         return bool((wanted <= pld.gaussian_delta(mu, points[1:])).all())

@@ -83,7 +83,7 @@ def _compact_product(state: LBFGSState, gradient):
     kept = rho > 0
     s, y = (jnp.where(kept[:, None], rows[order], 0) for rows in (state.s, state.y))
     curvatures = 1 / jnp.where(kept, rho, 1)
-    upper = jnp.triu(s @ y.T, 1) + curvatures * jnp.eye(memory, dtype=rho.dtype)
+    upper = jnp.triu(s @ y.T, 1) + curvatures[:, None] * jnp.eye(memory, dtype=rho.dtype)
     newest = rho[-1] * jnp.vdot(y[-1], y[-1])
     scale = 1 / jnp.where(newest > 0, newest, 1)
     solve = jax.scipy.linalg.solve_triangular
