@@ -61,6 +61,20 @@ SLOW = (
     "tests/gradients/test_pooling.py::test_pooling_is_that_of_reduce_window",
     "tests/accounting/test_filters.py::test_kill_9",
     "tests/test_notebooks.py",
+    "tests/test_tasks.py::test_adaptive_noise_stays",
+    "tests/test_updates.py::test_noise_of_another_scale",
+    "tests/gradients/test_gradients.py::test_convolutions",
+    "tests/gradients/test_gradients.py::test_own_models[cifar_cnn]",
+    "tests/gradients/test_gradients.py::test_own_models[tanh_cnn]",
+    "tests/training/test_any_loss.py::test_whatever_changes",
+    "tests/training/test_hostile.py::test_dividing_by",
+    "tests/training/test_hostile.py::test_copies_of",
+    "tests/training/test_training.py::test_the_loop_equals",
+    "tests/training/test_training.py::test_a_shuffled_epoch_goes_on",
+    "tests/training/test_training.py::test_a_decay_scales",
+    "tests/training/test_training.py::test_kill_9",
+    "tests/training/test_training.py::test_accuracy",
+    "tests/training/test_training.py::test_the_ledger_says_how_batches_were_drawn[shuffled]",
 )
 
 

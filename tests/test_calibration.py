@@ -98,32 +98,35 @@ def test_refuses(call, message):
 
 
 @pytest.mark.parametrize("what", ["scale", "steps", "end"])
-def test_a_target_of_mu_or_of_reconstruction_is_met_from_below(what):
-    steps = 100
-    sampler = Sampling(kind="poisson", rate=0.05)
-    plan = Plan(
-        clipper=clipping.flat(1.0), noise_multiplier=schedules.linear(steps), sampler=sampler, steps=steps
-    )
-    claim = Claim(delta=1e-5, adjacency="add_or_remove_one")
-    found = calibration.calibrate(plan, claim=claim, what=what, mu=0.3)
-    mu = gdp.gdp(found.ledger(), claim).mu
-    assert 0.29 < mu <= 0.3
-    found = calibration.calibrate(plan, claim=claim, what=what, reconstruction_bound=0.16, prior=0.1)
-    assert 0.158 < reconstruction.bound(found.ledger(), 0.1, adjacency=claim.adjacency) <= 0.16
+def test_a_target_of_reconstruction_is_met_from_below(what):
+    start = plan("linear", steps=100, sampling=Sampling(kind="poisson", rate=0.05))
+    found = calibration.calibrate(start, claim=PLD, what=what, reconstruction_bound=0.16, prior=0.1)
+    assert 0.158 < reconstruction.bound(found.ledger(), 0.1, adjacency=PLD.adjacency) <= 0.16
 
 
-def test_equal_epsilon_is_not_equal_mu():
+@pytest.mark.parametrize("what", ["scale", "steps"])
+def test_a_target_of_mu_is_met_from_below(what):
+    start = plan("linear", steps=100, sampling=Sampling(kind="poisson", rate=0.05))
+    found = calibration.calibrate(start, claim=PLD, what=what, mu=0.3)
+    assert 0.29 < gdp.gdp(found.ledger(), PLD).mu <= 0.3
+
+
+def test_a_mu_that_only_a_few_quiet_steps_reach_is_refused():
+    """All noise far away but at the end: the curve is that of some steps, and no Gaussian's."""
+    start = plan("linear", steps=100, sampling=Sampling(kind="poisson", rate=0.05))
+    with pytest.raises(ValueError, match="mu=0.3: the curve of the plan that reaches it is no Gaussian's"):
+        calibration.calibrate(start, claim=PLD, what="end", mu=0.3)
+
+
+def test_equal_epsilon_is_not_equal_protection():
     """At q = .01 and 100 steps the epsilon of a falling sigma is that of its last steps."""
-    claim, mus = Claim(delta=1e-5, adjacency="add_or_remove_one"), []
-    for noise in (schedules.constant(6.0), schedules.linear(100)):
-        sampler = Sampling(kind="poisson", rate=0.01)
-        plan = Plan(clipper=clipping.flat(1.0), noise_multiplier=noise, sampler=sampler, steps=100)
-        mus.append(
-            gdp.mu_of(
-                reconstruction.curve(calibration.calibrate(plan, 2.0, claim).ledger(), claim.adjacency), 1e-5
-            )
+    bounds = [
+        reconstruction.bound(
+            calibration.calibrate(plan(name, steps=100), 2.0, PLD).ledger(), 0.1, adjacency=PLD.adjacency
         )
-    assert mus[1] < 0.8 * mus[0]
+        for name in ("fixed", "linear")
+    ]
+    assert 0.1 < bounds[1] < bounds[0] - 0.02
 
 
 @pytest.mark.parametrize(
@@ -136,8 +139,5 @@ def test_equal_epsilon_is_not_equal_mu():
     ],
 )
 def test_anything_but_one_sensible_target_is_refused(targets, message):
-    plan = Plan(
-        clipper=clipping.flat(1.0), noise_multiplier=2.0, sampler=Sampling(kind="poisson", rate=0.1), steps=10
-    )
     with pytest.raises(ValueError, match=re.escape(message)):
-        calibration.calibrate(plan, claim=Claim(delta=1e-5, adjacency="zero_out"), **targets)
+        calibration.calibrate(plan(steps=10), claim=PLD, **targets)

@@ -517,7 +517,9 @@ def test_the_curve_of_epsilon_is_by_the_accountant_of_the_claim(digits, accounta
     result = trained(config, digits)
     steps = [0, *(int(step) for step in result.curves["step"])]
     curve = record.epsilon_curve(result.ledger, config.claim, steps)
-    assert curve[0] == 0 and curve[-1] == pytest.approx(result.epsilon.value, rel=1e-9)
+    # Of few noise multipliers dp_accounting's own sum is stated, which may be the larger in the sixth digit.
+    assert curve[0] == 0 and curve[-1] == pytest.approx(result.epsilon.value, rel=1e-5)
+    assert curve[-1] <= result.epsilon.value * (1 + 1e-9)
     another = config.replace(accountant="rdp" if accountant == "pld" else "pld").claim
     other = record.epsilon_curve(result.ledger, another, steps)
     assert all(a < b for a, b in itertools.pairwise(curve)) and curve[-1] != pytest.approx(
