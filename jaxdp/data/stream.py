@@ -48,6 +48,9 @@ class Stream:
     Raises:
       ValueError: nothing that can be read by rows, no examples, leaves that are not numbers or differ in their
         leading axis.
+
+    Which examples a step takes, which must stay secret, shows in what is read: keep a storage's log as private as
+    the data.
     """
 
     rows: Any

@@ -2,9 +2,9 @@
 
 The data stay on the device (or come in windows, see `feed`) and an epoch, any number of steps, is one compiled
 loop: nothing goes back to the host inside it.  The number of the last step is an argument, so a run is compiled
-once whatever the length of its epochs.  Where the device's loop would ask the host before each step whether to go
-on (everywhere but on a CPU), a run of known length is calls of one program with a fixed number of steps, in which
-nothing asks.
+once whatever the length of its epochs.  Where the device's loop would ask the host before each step whether to
+go on (everywhere but on a CPU), a run of known length is calls of one program with a fixed number of steps, in
+which nothing asks.
 Sigma is traced, so it is compiled once whatever the schedule; and what the schedule is multiplied by is an
 argument too, so that runs that differ in epsilon share their program.
 """
