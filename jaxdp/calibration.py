@@ -52,13 +52,13 @@ class _Compressed:
         distance[distance == 0] = 1e-300
         matrix = basis / distance
         weights = run.counts @ (matrix / matrix.sum(axis=1, keepdims=True))
-        return Steps(run.sampling_rate, np.exp(nodes), weights)
+        return Steps(run.sampling_rate, np.exp(nodes), weights, run.parts)
 
     def epsilon(self, delta: float, scale: float = 1.0, rate: float | None = None) -> float:
         total = np.zeros(rdp.ORDERS.size)
         for run in self.runs:
             q = run.sampling_rate if rate is None else rate
-            table = accounting.divergences(q, scale * run.noise_multipliers, self.adjacency)
+            table = accounting.divergences(q, scale * run.noise_multipliers, self.adjacency, parts=run.parts)
             unusable = np.isinf(table).any(axis=0)
             total += np.where(unusable, np.inf, run.counts @ np.where(unusable, 0.0, table))
         return float(rdp.epsilon(total, delta)[0])
@@ -80,8 +80,8 @@ def calibrate(
       claim: at which delta, adjacency and by which accountant; `pld` meets the target with its upper bound,
         within `tolerance`.
       what: `scale` (smallest factor on the noise multiplier), `steps` (largest number; a schedule of
-        `jaxdp.schedules` is stretched to it), `sampling_rate` (largest; Poisson and without replacement) or
-        `end` (smallest end point of the schedule).
+        `jaxdp.schedules` is stretched to it), `sampling_rate` (largest; Poisson, truncated or not, and without
+        replacement) or `end` (smallest end point of the schedule).
       tolerance: as `accounting.epsilon`.
 
     Raises:
@@ -92,7 +92,11 @@ def calibrate(
     """
     _validate.positive(epsilon=epsilon)
     _validate.one_of(WHAT, what=what)
-    if what == "sampling_rate" and plan.sampling.kind not in ("poisson", "without_replacement"):
+    if what == "sampling_rate" and plan.sampling.kind not in (
+        "poisson",
+        "truncated_poisson",
+        "without_replacement",
+    ):
         raise ValueError(f"what={what!r}: {plan.sampling.kind} batches have no sampling rate to choose")
     if not plan.private:
         accounting.epsilon(plan.ledger(), claim)  # raises, saying why
@@ -137,7 +141,8 @@ def _with_sampler(found: Plan, plan: Plan) -> Plan:
     """The plan with a sampler that draws as it is charged, where the one it came from drew batches."""
     if not isinstance(plan.sampler, Sampler) or (found.steps, found.sampling) == (plan.steps, plan.sampling):
         return found
-    made = sampling.create(plan.sampler.kind, plan.sampler.examples, found.sampling.rate, found.steps)
+    limit = found.sampling.batch_size_limit
+    made = sampling.create(plan.sampler.kind, plan.sampler.examples, found.sampling.rate, found.steps, limit)
     return dataclasses.replace(found, sampler=made)
 
 
@@ -160,7 +165,8 @@ def _approximations(plan: Plan, what: str, claim: Claim) -> list[Callable[[float
     """Epsilon by RDP as a function of the value, as fast as it can be had: a rough one, if that helps, and a
     close one.
     """
-    if what in ("scale", "sampling_rate"):
+    limited = plan.sampling.kind == "truncated_poisson"  # whose parts follow the rate
+    if what == "scale" or (what == "sampling_rate" and not limited):
         compressed = _Compressed(accounting.runs(plan.ledger(), claim.adjacency), claim.adjacency)
         if what == "scale":
             return [lambda value: compressed.epsilon(claim.delta, scale=value)]
@@ -168,7 +174,7 @@ def _approximations(plan: Plan, what: str, claim: Claim) -> list[Callable[[float
 
     def spent(value: float, samples: int) -> float:
         changed = _set(plan, what, value)
-        if changed.sampling.kind == "shuffled":  # whose epochs cannot be sampled
+        if limited or changed.sampling.kind == "shuffled":  # whose epochs cannot be sampled
             runs = accounting.runs(changed.ledger(), claim.adjacency)
         else:
             runs = [_sampled(changed, samples)]

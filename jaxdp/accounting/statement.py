@@ -15,6 +15,8 @@ ADJACENCY_IN_WORDS = {
 _SAMPLING_ASSUMED = {
     "poisson": "each example was drawn for each step on its own, with the stated probability, and the "
     "draws are secret; no batch outgrew its places, which one does with probability below 1e-9 a run",
+    "truncated_poisson": "each example was drawn for each step on its own, with the stated probability, and of "
+    "more than the limit a uniformly random part of that size was kept; both draws are secret",
     "without_replacement": "each batch was drawn uniformly without replacement, afresh and in secret",
     "shuffled": "an example takes part in at most one step of an epoch; the order may be known",
     "full": "every example takes part in every step",
@@ -40,13 +42,18 @@ _NOT_COVERED = (
     "Observers of a single batch who know that an example is in it: they get no amplification by sampling.",
     "A leak before the noise is added (per-example or unnoised gradients): no parameter of the "
     "mechanism protects it.",
-    "People who contributed several examples: the unit is one example.",
+    "{people}",
     "Exact counts that the program shows its operator (gradients that were not finite, examples in a batch): "
     "keep them as private as the data.",
     "Which examples were set aside for testing: neighbours are training splits, whatever split them.",
     "The number of examples: it is taken as public, since sums are divided by a number made from it.",
 )  # fmt: skip
 
+_OF_PEOPLE = "People who contributed several examples: the unit is one example."
+_OF_GROUPS = (
+    "A {unit} whose examples stand in several rows of the data, under several names or in other data: the unit "
+    "is one row, all examples of one {unit} together."
+)
 _OF_SUMS = (
     "Floating-point sums: gradients are clipped and summed in float32, whose rounding can pass the recorded "
     "sensitivity by a few parts in a million; nor the time that a step takes, nor what stays in memory."
@@ -93,12 +100,13 @@ class Statement:
         if self.epsilon is None:
             claim = "NOT PRIVATE: no epsilon holds."
         elif self.private:
-            claim = f"For one example, {self.epsilon}."
+            claim = f"For {self.unit}, {self.epsilon}."
         else:
             claim = f"NOT PRIVATE. {self.epsilon}."
         lines = ["Privacy statement", f"  {claim}"]
         if self.epsilon is not None:
-            lines.append(f"  Neighbours: {ADJACENCY_IN_WORDS[self.epsilon.adjacency]}.")
+            neighbours = _said_of(ADJACENCY_IN_WORDS[self.epsilon.adjacency], self.epsilon.unit)
+            lines.append(f"  Neighbours: {neighbours}.")
         lines += [f"  Mechanism: {m}." for m in self.mechanism] + [f"  Sampling: {s}." for s in self.sampling]
         for title, sentences in (
             ("Warnings", self.warnings), ("Assumed", self.assumptions), ("Not covered", self.not_covered)
@@ -177,11 +185,21 @@ def privacy_statement(
         epsilon=None if undone else epsilon,
         mechanism=tuple(_describe(entry) for entry in ledger.entries),
         sampling=tuple(dict.fromkeys(str(entry.sampling) for entry in ledger.entries)),
-        unit="one example",
-        assumptions=tuple(assumptions),
+        unit=f"one {ledger.unit}",
+        assumptions=tuple(_said_of(text, ledger.unit) for text in assumptions),
         warnings=tuple(warnings),
-        not_covered=((_OF_UNSAID_NOISE if None in generators else _OF_SUMS), *_NOT_COVERED),
+        not_covered=((_OF_UNSAID_NOISE if None in generators else _OF_SUMS), *_not_covered(ledger.unit)),
     )
+
+
+def _said_of(text: str, unit: str) -> str:
+    """The sentence of one example as one of the unit that is protected."""
+    return text if unit == "example" else text.replace("an example", f"one {unit}").replace("example", unit)
+
+
+def _not_covered(unit: str) -> list[str]:
+    people = _OF_PEOPLE if unit == "example" else _OF_GROUPS.format(unit=unit)
+    return [people if text == "{people}" else text for text in _NOT_COVERED]
 
 
 def _assumed_of_generators(names: set[str | None], epsilon: Epsilon | None) -> list[str]:
@@ -219,7 +237,7 @@ def _describe(entry) -> str:
     sigmas = [sigma for sigma, _ in entry.noise_multipliers]
     span = f"{sigmas[0]:g}" if min(sigmas) == max(sigmas) else f"{min(sigmas):g} to {max(sigmas):g}"
     return (
-        f"steps {entry.start} to {entry.stop - 1}: Gaussian noise on the sum of per-example gradients,"
+        f"steps {entry.start} to {entry.stop - 1}: Gaussian noise on the sum of per-{entry.unit} gradients,"
         f" {entry.mechanism} clipping, effective noise multiplier {span}"
         + (f" = {entry.charged}" if entry.charged else "")
     )

@@ -13,13 +13,14 @@ import importlib
 import pathlib
 
 from jaxdp import _validate
+from jaxdp.data._grouped import grouped
 from jaxdp.data.dataset import SCALINGS, Dataset, resized, standardized, stratified_split
 from jaxdp.data.npz import load_npz
 from jaxdp.data.source import Source, as_source
 from jaxdp.data.stream import Stream
 
 __all__ = [
-    "EMBEDDED", "FETCHED", "NAMES", "SCALINGS", "Dataset", "Source", "Stream", "as_source", "load", "prepare",
+    "EMBEDDED", "FETCHED", "NAMES", "SCALINGS", "Dataset", "Source", "Stream", "as_source", "grouped", "load", "prepare",
     "resized", "standardized", "stratified_split",
 ]  # fmt: skip
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import mmap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -82,3 +82,22 @@ def released(leaf: Any) -> None:
         mapped = mapped.base
     if isinstance(mapped, mmap.mmap):
         mapped.madvise(mmap.MADV_DONTNEED)
+
+
+def check_ids(ids: Sequence[Any] | np.ndarray, examples: int, unit: str) -> None:
+    """Refuses rows of which two belong to one unit: the claim would be for half of it.
+
+    Raises:
+      ValueError: not one id a row, or one that stands twice; its rows.
+    """
+    names = np.asarray(ids)
+    if names.shape != (examples,):
+        raise ValueError(f"ids={list(names.shape)}: needs one for each of {examples} rows")
+    distinct, counts = np.unique(names, return_counts=True)
+    if distinct.size < examples:
+        twice = distinct[counts > 1][0]
+        rows = np.flatnonzero(names == twice)[:2].tolist()
+        raise ValueError(
+            f"ids: {unit} {twice!r} has the rows {rows[0]} and {rows[1]}; one {unit} must be one row, see "
+            "jaxdp.data.grouped"
+        )

@@ -33,19 +33,26 @@ class Source:
       decode: `batch -> batch`, traced into the compiled step; a batch is the tree with other leading axes.
       preprocessing: what was done to the examples, for the privacy statement of a run.
       public_preprocessing: whether no constant of it was computed from the examples.
+      unit: what a row stands for, where it is said: a plan of another is refused.
+      ids: whose each row is, where it is known: no two rows may be one's.
 
     Raises:
-      ValueError: no arrays, no examples, leaves that are not numbers or differ in their leading axis.
+      ValueError: no arrays, no examples, leaves that are not numbers or differ in their leading axis, an id that
+        stands twice.
     """
 
     arrays: PyTree
     decode: Callable[[PyTree], PyTree] = lambda batch: batch
     preprocessing: str = "the arrays as given; what was done to them before is outside this statement"
     public_preprocessing: bool = True
+    unit: str | None = None
+    ids: Any = None
 
     def __post_init__(self):
         object.__setattr__(self, "arrays", jax.tree_util.tree_map_with_path(leaves.checked, self.arrays))
         leaves.check_as_many(leaves.named(self.arrays))
+        if self.ids is not None:
+            leaves.check_ids(self.ids, self.examples, self.unit or "example")
 
     @property
     def examples(self) -> int:

@@ -41,7 +41,7 @@ class Stream:
         HDF5 and Zarr have; or an object with `__len__` and `__getitem__`, number -> example, and, where it has
         it, `__getitems__`, list of numbers -> list of examples.  Examples are trees of arrays and numbers, all
         of one structure, shapes and types, the same each time they are read.
-      decode, preprocessing, public_preprocessing: see `Source`.
+      decode, preprocessing, public_preprocessing, unit, ids: see `Source`.
       digest: what identifies the examples, in the caller's words, where reading all of them would take too
         long; None for the SHA-256 of all of them, for which a run that keeps checkpoints reads them once.
 
@@ -49,7 +49,7 @@ class Stream:
       ValueError: nothing that can be read by rows, no examples, leaves that are not numbers or differ in their
         leading axis.
 
-    Which examples a step takes, which must stay secret, shows in what is read: keep a storage's log as private as
+    Which examples a step takes must stay secret, and shows in what is read: keep a storage's log as private as
     the data.
     """
 
@@ -58,6 +58,8 @@ class Stream:
     preprocessing: str = "the examples as given; what was done to them before is outside this statement"
     public_preprocessing: bool = True
     digest: str | None = None
+    unit: str | None = None
+    ids: Any = None
 
     def __post_init__(self):
         parts = leaves.named(self.rows)
@@ -71,6 +73,8 @@ class Stream:
             )
         elif not len(self.rows):
             raise ValueError("data has 0 examples: needs at least one example")
+        if self.ids is not None:
+            leaves.check_ids(self.ids, self.examples, self.unit or "example")
         _ = self.example  # or an error
 
     @property

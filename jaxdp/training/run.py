@@ -185,6 +185,8 @@ def _source(given: Any, plan: Plan) -> Source | Stream:
         raise ValueError(
             f"data={source.examples} examples: the plan's sampler draws from {plan.batches.examples}"
         )
+    if source.unit not in (None, plan.unit):
+        raise ValueError(f"unit={plan.unit!r}: of the plan; a row of the data is one {source.unit}")
     return source
 
 
