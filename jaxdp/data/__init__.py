@@ -20,8 +20,8 @@ from jaxdp.data.source import Source, as_source
 from jaxdp.data.stream import Stream
 
 __all__ = [
-    "EMBEDDED", "FETCHED", "NAMES", "SCALINGS", "Dataset", "Source", "Stream", "as_source", "grouped", "load", "prepare",
-    "resized", "standardized", "stratified_split",
+    "EMBEDDED", "FETCHED", "NAMES", "SCALINGS", "Dataset", "Source", "Stream", "as_source", "grouped", "load",
+    "prepare", "resized", "standardized", "stratified_split",
 ]  # fmt: skip
 
 EMBEDDED = ("digits", "breast_cancer")

@@ -25,7 +25,7 @@ def grouped(
     unit: str = "user",
     **options: Any,
 ) -> Source:
-    """A source whose rows are groups: of each user the first `size` examples, for a loss of `gradients.grouped`.
+    """A source whose rows are groups, of each user the first `size` examples: for `gradients.grouped`.
 
     Args:
       arrays: a tree of arrays [n, ...].

@@ -37,8 +37,8 @@ class Source:
       ids: whose each row is, where it is known: no two rows may be one's.
 
     Raises:
-      ValueError: no arrays, no examples, leaves that are not numbers or differ in their leading axis, an id that
-        stands twice.
+      ValueError: no arrays, no examples, leaves that are not numbers or differ in their leading axis, an id
+        that stands twice.
     """
 
     arrays: PyTree

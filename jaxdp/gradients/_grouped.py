@@ -45,7 +45,7 @@ def grouped(
         first = jnp.argmax(present)
 
         def filled(x):
-            """An example in every place, or what stands in an empty one could have a gradient that is not finite."""
+            """An example in every place: of what stands in an empty one no gradient need be finite."""
             there = present.reshape(-1, *[1] * (x.ndim - 1))
             return jnp.where(there, x, x[first][None]) if jnp.issubdtype(x.dtype, jnp.number) else x
 
