@@ -88,7 +88,7 @@ def neighbours(adjacency, n, q, limit, value):
     ("n", "q", "limit"), [(12, 0.3, 4), (12, 0.3, 8), (6, 0.9, 2), (20, 1.0, 5), (8, 0.5, 8)]
 )
 def test_no_mechanism_that_was_tried_passes_the_bound(adjacency, n, q, limit):
-    """Of the sums themselves: who is displaced is one of others that stand against, with or beside the example."""
+    """Who is displaced is one of others that stand against the example, beside it, or add nothing."""
     epsilons, sigma, order = np.linspace(0, 3, 13), 0.9, 4.0
     (steps,) = accounting.runs(spent(truncated(n, q, limit), sigma), adjacency)
     bound = pld.divergence([steps], replace=adjacency == "replace_one", tolerance=1e-3)
