@@ -8,7 +8,7 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks import device
+from benchmarks import device, streaming
 from benchmarks.timing import RECORDS
 from jaxdp import atomic
 from jaxdp.laboratory.report.tables import markdown as _table
@@ -273,6 +273,7 @@ FAMILIES: dict[str, Callable[[list[Document]], str]] = {
     "dynamic_*.json": dynamic,
     "scaling_*.json": scaling,
     "memory_*.json": memory,
+    "streaming_*.json": streaming.section,
     "peers_*.json": peers,
     "accounting.json": accounting,
     "audit.json": audit,

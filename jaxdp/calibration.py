@@ -49,8 +49,8 @@ def calibrate(
       claim: at which delta, adjacency and by which accountant; `pld` meets the target with its upper bound,
         within `tolerance`.
       what: `scale` (smallest factor on the noise multiplier), `steps` (largest number; a schedule of
-        `jaxdp.schedules` is stretched to it), `sampling_rate` (largest; Poisson and without replacement) or
-        `end` (smallest end point of the schedule).
+        `jaxdp.schedules` is stretched to it), `sampling_rate` (largest; Poisson, truncated or not, and without
+        replacement) or `end` (smallest end point of the schedule).
       mu: of Gaussian differential privacy, see `accounting.gdp`; by privacy loss distributions.
       reconstruction_bound: the largest success of any reconstruction from the whole run, see
         `accounting.reconstruction`; by privacy loss distributions.
@@ -73,7 +73,11 @@ def calibrate(
     ((name, target),) = given.items()
     _validate.positive(**given)
     _validate.one_of(WHAT, what=what)
-    if what == "sampling_rate" and plan.sampling.kind not in ("poisson", "without_replacement"):
+    if what == "sampling_rate" and plan.sampling.kind not in (
+        "poisson",
+        "truncated_poisson",
+        "without_replacement",
+    ):
         raise ValueError(f"what={what!r}: {plan.sampling.kind} batches have no sampling rate to choose")
     if not plan.private:
         accounting.epsilon(plan.ledger(), claim)  # raises, saying why
@@ -142,7 +146,8 @@ def _with_sampler(found: Plan, plan: Plan) -> Plan:
     """The plan with a sampler that draws as it is charged, where the one it came from drew batches."""
     if not isinstance(plan.sampler, Sampler) or (found.steps, found.sampling) == (plan.steps, plan.sampling):
         return found
-    made = sampling.create(plan.sampler.kind, plan.sampler.examples, found.sampling.rate, found.steps)
+    limit = found.sampling.batch_size_limit
+    made = sampling.create(plan.sampler.kind, plan.sampler.examples, found.sampling.rate, found.steps, limit)
     return dataclasses.replace(found, sampler=made)
 
 
@@ -165,7 +170,8 @@ def _approximations(plan: Plan, what: str, claim: Claim) -> list[Callable[[float
     """Epsilon by RDP as a function of the value, as fast as it can be had: a rough one, if that helps, and a
     close one.
     """
-    if what in ("scale", "sampling_rate"):
+    limited = plan.sampling.kind == "truncated_poisson"  # whose parts follow the rate
+    if what == "scale" or (what == "sampling_rate" and not limited):
         compressed = Compressed(accounting.runs(plan.ledger(), claim.adjacency), claim.adjacency)
         if what == "scale":
             return [lambda value: compressed.epsilon(claim.delta, scale=value)]
@@ -173,7 +179,7 @@ def _approximations(plan: Plan, what: str, claim: Claim) -> list[Callable[[float
 
     def spent(value: float, samples: int) -> float:
         changed = _set(plan, what, value)
-        if changed.sampling.kind == "shuffled":  # whose epochs cannot be sampled
+        if limited or changed.sampling.kind == "shuffled":  # whose epochs cannot be sampled
             runs = accounting.runs(changed.ledger(), claim.adjacency)
         else:
             runs = [_sampled(changed, samples)]

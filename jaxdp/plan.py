@@ -23,6 +23,7 @@ from jaxtyping import Array, Float, PyTree
 from jaxdp import _validate, schedules
 from jaxdp._privatize import privatize, privatize_state
 from jaxdp.accounting.ledger import Entry, Filter, Ledger, Sampling, run_lengths
+from jaxdp.accounting.sampling import check_unit
 from jaxdp.adaptive_noise import Adaptive, Following
 from jaxdp.clipping import Clipper, clipped_gradients
 from jaxdp.clipping._clipped_gradients import mean_gradient
@@ -46,6 +47,8 @@ class Plan:
       seed: of batches and noise; None takes the operating system's entropy.  Whoever knows a seed can remove
         the noise.
       generator: of the noise, see `jaxdp.privatize`.
+      unit: what one row of the data is, and so what is protected: `example`; or `user` and the like, whose
+        examples stand in one row, see `gradients.grouped` and `data.grouped`.
       coordinates: numbers that each step noises, see `sized`; None where the parameters are not known.
       reasons: what else is released without noise, so that no epsilon holds; one sentence each.
 
@@ -67,11 +70,13 @@ class Plan:
     steps: int
     seed: int | None = None
     generator: str = "chacha12"
+    unit: str = "example"
     coordinates: int | None = None
     reasons: tuple[str, ...] = ()
 
     def __post_init__(self):
         _validate.whole(steps=self.steps)
+        check_unit(self.unit)
         if (self.clipper is None) != (self.noise_multiplier is None):
             raise ValueError(f"noise_multiplier={self.noise_multiplier}: None exactly where clipper is None")
         most = self.sampler.steps if isinstance(self.sampler, Sampler) else None
@@ -234,6 +239,7 @@ class Plan:
             filter=filter,
             generator=None if self.clipper is None else self.generator,
             coordinates=self.coordinates,
+            unit=self.unit,
         )
 
     def _run_lengths(self, start: int, stop: int) -> tuple[tuple[float, int], ...]:

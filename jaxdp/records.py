@@ -94,6 +94,7 @@ class Privacy:
       nominal: whether it bounds nothing, and reproduces a published number.
       epsilon, delta, accountant, adjacency, sampling: the claim; None where there is none.
       statement: the privacy statement as text.
+      unit: what is protected: one example, user or the like.
     """
 
     private: bool
@@ -104,6 +105,7 @@ class Privacy:
     adjacency: str | None
     sampling: str | None
     statement: str
+    unit: str = "example"
 
     def __post_init__(self):
         flags = f"private={self.private}, nominal={self.nominal}"
@@ -241,6 +243,8 @@ def check_claim(record: Train) -> None:
         raise ValueError(f"privacy.private={privacy.private}: the ledger says {spent.private} ({why})")
     if spent.steps != record.metrics.steps:
         raise ValueError(f"metrics.steps={record.metrics.steps}: the ledger has {spent.steps}")
+    if spent.unit != privacy.unit:
+        raise ValueError(f"privacy.unit={privacy.unit!r}: the ledger protects one {spent.unit}")
     if privacy.epsilon is None:
         return
     assert privacy.delta is not None and privacy.adjacency is not None and privacy.accountant is not None

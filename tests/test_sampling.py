@@ -13,6 +13,8 @@ from jaxdp import sampling
 SAMPLERS = {
     "poisson": lambda: sampling.poisson(300, 0.1, steps=1_000),
     "poisson everything": lambda: sampling.poisson(40, 1.0, steps=10),
+    "truncated poisson": lambda: sampling.truncated_poisson(300, 0.1, 1_000, batch_size_limit=32),
+    "truncated everything": lambda: sampling.truncated_poisson(40, 1.0, 10, batch_size_limit=8),
     "shuffled": lambda: sampling.shuffled(300, 64),
     "full": lambda: sampling.full(300),
 }
@@ -82,6 +84,30 @@ def test_overflow_is_reported(monkeypatch):
     monkeypatch.setattr(sampling, "physical_size", lambda *_: 8)
     sampler = sampling.poisson(300, 0.5, steps=10)
     assert bool(sampler.draw(jax.random.key(0), 0).overflow)
+
+
+def test_of_too_many_a_uniformly_random_part_is_kept():
+    """Not the first ones, nor those that stand together; what was not too many is as Poisson drew it."""
+    examples, rate, limit, steps = 24, 0.5, 6, 4_000
+    sampler = sampling.truncated_poisson(examples, rate, steps, limit)
+    plain = draws(sampling.poisson(examples, rate, steps), jax.random.key(11), steps)
+    batch = draws(sampler, jax.random.key(11), steps)
+    drawn, kept = np.zeros((steps, examples), bool), np.zeros((steps, examples), bool)
+    for taken, of in ((drawn, plain), (kept, batch)):
+        for step, (indices, mask) in enumerate(zip(np.asarray(of.indices), np.asarray(of.mask), strict=True)):
+            taken[step, indices[mask]] = True
+    assert (kept <= drawn).all()
+    np.testing.assert_array_equal(kept.sum(1), np.minimum(drawn.sum(1), limit))
+    np.testing.assert_array_equal(kept[drawn.sum(1) <= limit], drawn[drawn.sum(1) <= limit])
+    assert (drawn.sum(1) > limit).mean() > 0.9 and not batch.overflow.any()
+    assert stats.chisquare(kept.sum(0)).pvalue > 1e-6
+    # Of nine that were drawn each is kept with probability 6 / 9, wherever it stands among them.
+    nine = drawn.sum(1) == 9
+    ranks = np.cumsum(drawn[nine], axis=1)
+    by_rank = np.array([kept[nine][(ranks == rank) & drawn[nine]].sum() for rank in range(1, 10)])
+    assert stats.chisquare(by_rank).pvalue > 1e-6
+    pairs = np.corrcoef(kept.T)[np.triu_indices(examples, 1)]
+    assert pairs.std() < 1.5 / np.sqrt(steps) and abs(pairs.mean() + pairs.std()) < 0.1
 
 
 def test_shuffled_visits_every_example_once_an_epoch():

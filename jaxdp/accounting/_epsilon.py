@@ -1,23 +1,23 @@
 """Epsilon of a ledger, at a stated delta, adjacency and accountant."""
 
 import dataclasses
-import functools
 import math
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 
 from jaxdp import _validate
 from jaxdp.accounting import pld, rdp
+from jaxdp.accounting._divergences import REMEMBERED
+from jaxdp.accounting._divergences import divergences as divergences
 from jaxdp.accounting.generator import Charge, charge
 from jaxdp.accounting.ledger import Entry, Ledger, epoch_minima
 from jaxdp.accounting.pld import Steps
+from jaxdp.accounting.sampling import Part, parts
 
 ADJACENCIES = ("add_or_remove_one", "replace_one", "zero_out")
 ACCOUNTANTS = ("rdp", "pld")
-_REMEMBERED = 2000  # noise multipliers of a run whose divergences are kept
 _DISTINCT = 32  # noise multipliers up to which dp_accounting's own accountant computes the divergences
 _GROUPS = 20_000  # noise multipliers that are looked at one by one under replace-one
 _REFINED = 100_000  # noise multipliers up to which the best orders are computed again without chords
@@ -72,6 +72,7 @@ class Epsilon:
       order: the Renyi order that gave it (`rdp`, and `pld` where it has no bound of its own), or that was
         fixed in advance (`renyi filter`).
       nominal: the run is not private; the number reproduces a published claim and bounds nothing.
+      unit: what is protected: one example, user or the like.
       generator: what the error of the generator adds to `value` and `delta`; None where it is not known how
         many numbers were noised, and nothing is charged.
     """
@@ -86,6 +87,7 @@ class Epsilon:
     order: float | None = None
     nominal: bool = False
     generator: Charge | None = None
+    unit: str = "example"
 
     @property
     def caveat(self) -> str:
@@ -102,12 +104,13 @@ class Epsilon:
         bracket = "" if self.lower is None else f" (not below {rounded(self.lower, up=False)})"
         label = "NOMINAL, not a privacy guarantee: " if self.nominal else ""
         caveat = f"; {self.caveat}" if self.caveat else ""
+        unit = "" if self.unit == "example" else f", for one {self.unit}"
         charged = ("", "")
         if self.generator is not None and not self.nominal:
             charged = (f" + {self.generator.epsilon:.1e}", f" + {self.generator.delta:.1e}")
         return (
             f"{label}epsilon = {rounded(self.value)}{charged[0]}{bracket} at delta = {self.delta:g}{charged[1]}"
-            f", {self.accountant.upper()}, {self.adjacency}, {self.sampling}{caveat}"
+            f", {self.accountant.upper()}, {self.adjacency}, {self.sampling}{unit}{caveat}"
         )
 
 
@@ -160,49 +163,34 @@ def _participation(entry: Entry, adjacency: str, window: slice = slice(None)) ->
 
 def runs(ledger: Ledger, adjacency: str, start: int = 0, stop: int | None = None) -> list[Steps]:
     """The distinct steps of a ledger, or of its steps `start .. stop - 1`, one `Steps` for each sampling
-    rate.
+    rate and limit.
 
     Raises:
       ValueError: a sampling that has no theorem under this adjacency.
     """
     _refuse_adaptive(ledger)
-    by_rate: dict[float, list[tuple[np.ndarray, np.ndarray]]] = {}
+    alike: dict[tuple[float, tuple[Part, ...]], list[tuple[np.ndarray, np.ndarray]]] = {}
     stop = ledger.steps if stop is None else stop
     for entry in ledger.entries:
         window = slice(max(start - entry.start, 0), max(min(stop, entry.stop) - entry.start, 0))
         if window.start < window.stop:
-            if entry.sampling.kind == "poisson":  # however many there are, equal neighbours stand once
+            if entry.sampling.kind in (
+                "poisson",
+                "truncated_poisson",
+            ):  # however many there are, equal neighbours stand once
                 rate, counted = entry.sampling.rate, entry.counted(start, stop)
             else:
                 rate, sigmas = _participation(entry, adjacency, window)
                 counted = np.unique(sigmas, return_counts=True)
-            by_rate.setdefault(rate, []).append(counted)
-    return [Steps(rate, *_distinct(parts)) for rate, parts in by_rate.items()]
+            alike.setdefault((rate, parts(entry.sampling, adjacency)), []).append(counted)
+    return [Steps(rate, *_distinct(counted), made) for (rate, made), counted in alike.items()]
 
 
-def _distinct(parts: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+def _distinct(counted: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
     """Noise multipliers, ascending, and how often each occurs in all parts together."""
-    sigmas, where = np.unique(np.concatenate([part[0] for part in parts]), return_inverse=True)
-    counts = np.concatenate([part[1] for part in parts])
+    sigmas, where = np.unique(np.concatenate([part[0] for part in counted]), return_inverse=True)
+    counts = np.concatenate([part[1] for part in counted])
     return sigmas, np.bincount(where.ravel(), counts).astype(np.int64)
-
-
-def divergences(
-    rate: float, sigmas: Float[np.ndarray, " n"], adjacency: str, orders=rdp.ORDERS
-) -> Float[np.ndarray, "n orders"]:
-    """RDP of one step at each noise multiplier under an adjacency; read-only where it is remembered."""
-    if orders is rdp.ORDERS and sigmas.size <= _REMEMBERED:
-        return _remembered_divergences(float(rate), np.asarray(sigmas, float).tobytes(), adjacency)
-    return (rdp.replace_one if adjacency == "replace_one" else rdp.poisson_gaussian)(rate, sigmas, orders)
-
-
-@functools.lru_cache(maxsize=16)
-def _remembered_divergences(rate: float, sigmas: bytes, adjacency: str) -> np.ndarray:
-    """The same run is accounted for again and again: over seeds, for its claim and for its curve."""
-    of_step = rdp.replace_one if adjacency == "replace_one" else rdp.poisson_gaussian
-    table = of_step(rate, np.frombuffer(sigmas), rdp.ORDERS)
-    table.setflags(write=False)
-    return table
 
 
 def _describe(ledger: Ledger) -> str:
@@ -226,8 +214,8 @@ def epsilon(
     Raises:
       ValueError: a run that is not private, or a combination without a theorem.
 
-    Formal guarantee: unless nominal, the run is (value, delta)-differentially private for one example under
-    the adjacency, if its noise multipliers and sampling are what the ledger says; where noise is made by a
+    Formal guarantee: unless nominal, the run is (value, delta)-differentially private for one unit under the
+    adjacency, if its noise multipliers and sampling are what the ledger says; where noise is made by a
     generator, (value + generator.epsilon, delta + generator.delta): see `jaxdp.accounting.generator`.
     """
     _refuse_not_private(ledger, nominal)
@@ -241,6 +229,7 @@ def epsilon(
         sampling=_describe(ledger),
         ledger=ledger.sha256,
         nominal=not ledger.private,
+        unit=ledger.unit,
     )
     if claim.accountant == "rdp":
         value, order = _renyi(ledger, steps, claim)
@@ -257,9 +246,10 @@ def epsilon(
 def _renyi(ledger: Ledger, steps: list[Steps], claim: Claim) -> tuple[float, float]:
     """Epsilon by RDP and its order: `dp_accounting`'s where the steps are few, else confirmed by it.
 
-    It has no theorem for Poisson sampling under replace-one, where there is nothing to ask.
+    It has no theorem for Poisson sampling under replace-one, nor for truncated batches, and is not asked there.
     """
-    distinct, asked = sum(run.counts.size for run in steps), claim.adjacency != "replace_one"
+    distinct = sum(run.counts.size for run in steps)
+    asked = claim.adjacency != "replace_one" and not any(run.parts for run in steps)
     total = sum((_composed(run, claim.adjacency) for run in steps), np.zeros(rdp.ORDERS.size))
     if asked and distinct <= _DISTINCT:
         # The larger at each order: rounding in a sum of logarithms can swallow a divergence.
@@ -280,13 +270,13 @@ def _renyi(ledger: Ledger, steps: list[Steps], claim: Claim) -> tuple[float, flo
 
 def _composed(run: Steps, adjacency: str) -> np.ndarray:
     """RDP of all steps at one rate, never below the truth: many noise multipliers by chords or in groups."""
-    rate, sigmas, counts = run
-    if counts.size > _REMEMBERED and adjacency != "replace_one":
+    rate, sigmas, counts, made = run
+    if counts.size > REMEMBERED and adjacency != "replace_one" and not made:
         return rdp.composed(rate, sigmas, counts)
     if counts.size > _GROUPS:  # a group counts with its least noise
         first = np.linspace(0, counts.size, _GROUPS, endpoint=False).astype(int)
         sigmas, counts = sigmas[first], np.add.reduceat(counts, first)
-    return counts @ divergences(rate, sigmas, adjacency)
+    return counts @ divergences(rate, sigmas, adjacency, parts=made)
 
 
 def _confirm(steps: list[Steps], order: float) -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 
 from jaxdp.accounting import rdp
-from jaxdp.accounting._epsilon import divergences
+from jaxdp.accounting._divergences import divergences
 from jaxdp.accounting.pld import Steps
 
 _NODES = 40
@@ -33,14 +33,14 @@ class Compressed:
         distance[distance == 0] = 1e-300
         matrix = basis / distance
         weights = run.counts @ (matrix / matrix.sum(axis=1, keepdims=True))
-        return Steps(run.sampling_rate, np.exp(nodes), weights)
+        return Steps(run.sampling_rate, np.exp(nodes), weights, run.parts)
 
     def epsilon(self, delta: float, scale: float = 1.0, rate: float | None = None) -> float:
         """About epsilon at delta, with all noise multipliers scaled and at another sampling rate."""
         total = np.zeros(rdp.ORDERS.size)
         for run in self.runs:
             q = run.sampling_rate if rate is None else rate
-            table = divergences(q, scale * run.noise_multipliers, self.adjacency)
+            table = divergences(q, scale * run.noise_multipliers, self.adjacency, parts=run.parts)
             unusable = np.isinf(table).any(axis=0)
             total += np.where(unusable, np.inf, run.counts @ np.where(unusable, 0.0, table))
         return float(rdp.epsilon(total, delta)[0])

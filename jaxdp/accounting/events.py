@@ -7,7 +7,7 @@ import dp_accounting as dp
 import numpy as np
 
 from jaxdp.accounting import rdp
-from jaxdp.accounting.ledger import Ledger, epoch_minima
+from jaxdp.accounting.ledger import Ledger, Sampling, epoch_minima
 
 
 def to_event(ledger: Ledger) -> dp.ComposedDpEvent:
@@ -41,9 +41,18 @@ def event_of(ledger: Ledger) -> dp.ComposedDpEvent:
             sigmas, counts = np.unique(epoch_minima(entry), return_counts=True)
         for sigma in np.unique(sigmas):
             count = counts[sigmas == sigma].sum()
-            event = poisson_event(entry.sampling.rate if kind == "poisson" else 1.0, float(sigma))
+            event = _event(entry.sampling, float(sigma))
             events.append(dp.SelfComposedDpEvent(event, int(count)))
     return dp.ComposedDpEvent(events)
+
+
+def _event(sampling: Sampling, sigma: float) -> dp.DpEvent:
+    if sampling.kind == "truncated_poisson":
+        assert sampling.examples is not None and sampling.batch_size_limit is not None
+        return dp.TruncatedSubsampledGaussianDpEvent(
+            sampling.examples, sampling.rate, sampling.batch_size_limit, sigma
+        )
+    return poisson_event(sampling.rate if sampling.kind == "poisson" else 1.0, sigma)
 
 
 def poisson_event(rate: float, sigma: float) -> dp.DpEvent:

@@ -144,4 +144,5 @@ def epsilon(ledger: Ledger) -> accounting.Epsilon:
         ledger=ledger.sha256,
         order=filter.order,
         generator=charge(ledger, filter.epsilon, filter.delta),
+        unit=ledger.unit,
     )

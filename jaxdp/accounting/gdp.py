@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy import special
 
-from jaxdp.accounting import pld, reconstruction
+from jaxdp.accounting import gaussian, pld, reconstruction
 from jaxdp.accounting._epsilon import Claim
 from jaxdp.accounting.ledger import Ledger
 
@@ -89,7 +89,7 @@ def mu_of(curve: float | pld.Divergence, excess: float) -> float:
     wanted = curve.deltas(points[:-1]) - excess
 
     def holds(mu: float) -> bool:
-        return bool((wanted <= pld.gaussian_delta(mu, points[1:])).all())
+        return bool((wanted <= gaussian.gaussian_delta(mu, points[1:])).all())
 
     low, high = 0.0, 1.0
     while not holds(high):

@@ -17,54 +17,11 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxdp import _validate
+from jaxdp.accounting.sampling import Sampling as Sampling
+from jaxdp.accounting.sampling import check_unit, check_whole
 
 SCHEMA = 1
-SAMPLING_KINDS = ("poisson", "shuffled", "full", "without_replacement")
 SEEDS = ("entropy", "given")
-
-
-def _whole(minimum: int, **values) -> None:
-    for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-            raise ValueError(f"{name}={value!r}: must be a whole number >= {minimum}")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """How the examples of a step are chosen.
-
-    Attributes:
-      kind: `poisson` (each example on its own with probability `rate`), `full` (all of them),
-        `without_replacement` (a fresh uniform batch of fixed size each step), or `shuffled` (a permutation
-        each epoch, cut into batches: no amplification is claimed).
-      rate: the probability that an example takes part in a step.
-      steps_per_epoch: of `shuffled` only: epoch e is the steps e k .. (e + 1) k - 1, and an example takes
-        part in at most one of them.
-    """
-
-    kind: str = "poisson"
-    rate: float = 1.0
-    steps_per_epoch: int | None = None
-
-    def __post_init__(self):
-        _validate.one_of(SAMPLING_KINDS, sampling=self.kind)
-        if isinstance(self.rate, bool) or not isinstance(self.rate, (int, float)) or not 0 <= self.rate <= 1:
-            raise ValueError(f"sampling_rate={self.rate!r}: must lie in [0, 1]")
-        if self.kind == "full" and self.rate != 1:
-            raise ValueError(f"sampling_rate={self.rate}: full batches take every example, rate 1")
-        if self.kind == "shuffled":
-            _whole(1, steps_per_epoch=self.steps_per_epoch)
-        elif self.steps_per_epoch is not None:
-            raise ValueError(f"steps_per_epoch={self.steps_per_epoch}: only shuffled batches have epochs")
-
-    def __str__(self):
-        if self.kind == "shuffled":
-            return f"shuffled, {self.steps_per_epoch} steps an epoch (no amplification)"
-        return {
-            "poisson": f"Poisson, rate {self.rate:g}",
-            "full": "full batch",
-            "without_replacement": f"without replacement, rate {self.rate:g}",
-        }[self.kind]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -112,6 +69,8 @@ class Entry:
         admitted them; None where they were fixed before it.
       generator: what noise was drawn with; None where it is not said.
       coordinates: how many numbers each step noised; None where it is not said.
+      unit: what one row of the sums is, and what is protected: `example`, or `user` and the like, whose
+        examples were put together before the clip.
     """
 
     start: int
@@ -126,16 +85,17 @@ class Entry:
     filter: Filter | None = None
     generator: str | None = None
     coordinates: int | None = None
+    unit: str = "example"
 
     def __post_init__(self):
-        _whole(0, start=self.start)
-        _whole(self.start + 1, stop=self.stop)
+        check_whole(0, start=self.start)
+        check_whole(self.start + 1, stop=self.stop)
         for sigma, steps in self.noise_multipliers:
             if isinstance(sigma, bool) or not (
                 isinstance(sigma, (int, float)) and math.isfinite(sigma) and sigma >= 0
             ):
                 raise ValueError(f"noise_multiplier={sigma!r}: must be finite and >= 0")
-            _whole(1, steps=steps)
+            check_whole(1, steps=steps)
         counted = sum(steps for _, steps in self.noise_multipliers)
         if counted != self.stop - self.start:
             raise ValueError(f"noise_multipliers={counted} steps: entry has {self.stop - self.start} steps")
@@ -144,10 +104,12 @@ class Entry:
             raise ValueError(
                 f"private={self.private!r}: with reasons={list(self.reasons)}; say why exactly if not private"
             )
-        if not all(isinstance(text, str) for text in (self.mechanism, self.charged, *self.reasons)):
+        texts = (self.mechanism, self.charged, *self.reasons)
+        if not all(isinstance(text, str) for text in texts):
             raise ValueError(f"mechanism={self.mechanism!r}: mechanism, charged and reasons must be text")
+        check_unit(self.unit)
         if self.coordinates is not None:
-            _whole(0, coordinates=self.coordinates)
+            check_whole(0, coordinates=self.coordinates)
 
     def sigmas(self) -> Float[np.ndarray, " steps"]:
         """The effective noise multiplier of each of its steps."""
@@ -182,6 +144,9 @@ class Ledger:
                 kind = "gap" if entry.start > expected else "overlap"
                 raise ValueError(f"start={entry.start}: {kind} in the ledger, step {expected} comes next")
             expected = entry.stop
+        if len({entry.unit for entry in self.entries}) > 1:
+            units = " and ".join(sorted({entry.unit for entry in self.entries}))
+            raise ValueError(f"unit={units}: a run protects one kind of unit, its entries differ in it")
         if len({entry.filter for entry in self.entries}) > 1:
             raise ValueError(
                 "filter: is fixed before the first step and holds for the whole run; entries differ in it"
@@ -191,6 +156,11 @@ class Ledger:
     def steps(self) -> int:
         """How many steps were done."""
         return self.entries[-1].stop if self.entries else 0
+
+    @property
+    def unit(self) -> str:
+        """What is protected: one example, user or the like."""
+        return self.entries[0].unit if self.entries else "example"
 
     @property
     def reasons(self) -> tuple[str, ...]:
@@ -259,10 +229,11 @@ def _same_kind(a: Entry, b: Entry) -> bool:
 def _plain(entry: Entry) -> dict:
     """The entry as what JSON can hold, its noise multipliers not copied."""
     fields = {field.name: getattr(entry, field.name) for field in dataclasses.fields(entry)}
-    # What older ledgers do not say is not said as None either: their checksum stays what it was.
-    fields = {k: v for k, v in fields.items() if v is not None or k not in ("generator", "coordinates")}
+    # What older ledgers do not say is not said by default either: their checksum stays what it was.
+    unsaid = {"generator": None, "coordinates": None, "unit": "example"}
+    fields = {k: v for k, v in fields.items() if k not in unsaid or v != unsaid[k]}
     filter = None if entry.filter is None else dataclasses.asdict(entry.filter)
-    return {**fields, "sampling": dataclasses.asdict(entry.sampling), "filter": filter}
+    return {**fields, "sampling": entry.sampling.plain(), "filter": filter}
 
 
 def _checksum(content: dict) -> str:

@@ -18,10 +18,11 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
-from scipy import special
 
 from jaxdp.accounting import privacy_loss
+from jaxdp.accounting.gaussian import gaussian_epsilon
 from jaxdp.accounting.privacy_loss import Pair, Pmf
+from jaxdp.accounting.sampling import Part
 
 TOLERANCE = 0.005
 _ROUNDING = 2e-16  # of the transform, a step, charged to delta
@@ -38,11 +39,25 @@ class Steps(NamedTuple):
       sampling_rate: q.
       noise_multipliers: distinct, ascending.
       counts: occurrences.
+      parts: what a step with truncated batches is made of; () for every other.
     """
 
     sampling_rate: float
     noise_multipliers: np.ndarray
     counts: np.ndarray
+    parts: tuple[Part, ...] = ()
+
+    @property
+    def whole(self) -> bool:
+        """Whether every example takes part in every step."""
+        return self.sampling_rate == 1 and not self.parts
+
+    @property
+    def participation(self) -> float:
+        """The probability, at least, that an example is in the batch in the end."""
+        if not self.parts:
+            return self.sampling_rate
+        return sum(part.weight * part.rate for part in self.parts[:2])
 
 
 class Bounds(NamedTuple):
@@ -72,30 +87,6 @@ class Divergence(NamedTuple):
     def epsilon(self, delta: float) -> float:
         """The smallest epsilon >= 0 with delta(epsilon) <= delta; inf where there is none."""
         return max(_epsilon(pmf, self.interval, delta - self.charge) for pmf in self.pmfs)
-
-
-def gaussian_delta(mu: float, epsilon: Float[np.ndarray, "..."] | float):
-    """delta(epsilon) of N(mu, 1) against N(0, 1)."""
-    epsilon = np.asarray(epsilon, float)
-    if mu == 0:
-        return np.maximum(0.0, -np.expm1(epsilon))
-    tail = np.exp(epsilon + special.log_ndtr(-mu / 2 - epsilon / mu))
-    return np.maximum(special.ndtr(mu / 2 - epsilon / mu) - tail, 0.0)
-
-
-def gaussian_epsilon(mu: float, delta: float) -> float:
-    """Epsilon at delta of Gaussian steps without sampling, mu^2 the sum of their 1 / sigma^2."""
-    if mu == 0 or gaussian_delta(mu, 0.0) <= delta:
-        return 0.0
-    if not math.isfinite(mu):
-        return math.inf
-    low, high = 0.0, mu * (mu / 2 + 40)
-    for _ in range(200):
-        middle = (low + high) / 2
-        low, high = (middle, high) if gaussian_delta(mu, middle) > delta else (low, middle)
-        if high - low <= 1e-14 * high:
-            break
-    return high
 
 
 def _delta(pmf: Pmf, interval: float, epsilon: float) -> float:
@@ -163,7 +154,7 @@ def _groups(steps: Steps, allowed: float) -> list[slice]:
 
 def representable(runs: list[Steps], shift: float) -> bool:
     """Whether float64 holds the loss of every step, whose sensitivity is `shift` times the clip bound."""
-    return all(shift <= _FARTHEST * run.noise_multipliers[0] for run in runs)
+    return all((2.0 if run.parts else shift) <= _FARTHEST * run.noise_multipliers[0] for run in runs)
 
 
 def _kinds(replace: bool) -> tuple[str, ...]:
@@ -182,11 +173,28 @@ def _interval(runs: list[Steps], shift: float, tolerance: float) -> float:
         square += float(np.interp(np.arange(run.counts.size), chosen, sizes) @ run.counts)
         count += int(run.counts.sum())
     widest = max(
-        np.ptp(privacy_loss.loss_range(Pair("remove", r.sampling_rate, shift / r.noise_multipliers[0])))
+        np.ptp(privacy_loss.loss_range(Pair("remove", part.rate, part.shift / r.noise_multipliers[0])))
         for r in runs
+        for part in _parts(r, shift)
     )
     fine = math.sqrt(square / count) * math.sqrt(1.2 * tolerance)
     return max(fine, float(widest) / _FINEST, _LEAST_INTERVAL)
+
+
+def _parts(run: Steps, shift: float) -> list[Part]:
+    """The subsampled Gaussian steps that a step is with some probability, mostly one."""
+    return [part for part in run.parts if part.weight * part.rate > 0] or [
+        Part(1.0, run.sampling_rate, shift)
+    ]
+
+
+def _pessimistic(run: Steps, kind: str, shift: float, sigma: float, interval: float) -> Pmf:
+    """The loss of one step, no divergence smaller than the true one; which of its parts it was is known."""
+    found = []
+    for part in _parts(run, shift):  # who takes another's place is bounded as who is exchanged
+        of = "replace" if part.shift > shift else kind
+        found.append(privacy_loss.pessimistic(Pair(of, part.rate, part.shift / sigma), interval))
+    return privacy_loss.mixed(found, [part.weight for part in _parts(run, shift)])
 
 
 def divergence(runs: list[Steps], *, replace: bool, tolerance: float = TOLERANCE, kinds=None) -> Divergence:
@@ -206,9 +214,7 @@ def divergence(runs: list[Steps], *, replace: bool, tolerance: float = TOLERANCE
         for run in runs:
             for group in _groups(run, 0.7 * tolerance):
                 smallest = run.noise_multipliers[group.start]
-                pmfs.append(
-                    privacy_loss.pessimistic(Pair(kind, run.sampling_rate, shift / smallest), interval)
-                )
+                pmfs.append(_pessimistic(run, kind, shift, smallest, interval))
                 counts.append(int(run.counts[group].sum()))
         composed.append(privacy_loss.compose(pmfs, np.array(counts), interval))
     return Divergence(tuple(composed), interval, 2 * privacy_loss.TAIL + _ROUNDING * sum(counts))
@@ -234,7 +240,7 @@ def _lower(runs: list[Steps], pair: Pair, delta: float, tolerance: float) -> flo
     for run in runs:
         for group in _groups(run, 0.7 * tolerance):
             largest = run.noise_multipliers[group.stop - 1]
-            step = pair._replace(q=run.sampling_rate, shift=pair.shift / largest)
+            step = pair._replace(q=run.participation, shift=pair.shift / largest)
             p, q, log_step = privacy_loss.rounded(step, interval)
             count = int(run.counts[group].sum())
             under_p.append(p), under_q.append(q), counts.append(count)
@@ -269,7 +275,7 @@ def bounds(
       replace: replace-one adjacency.
       fixed_size: sampling without replacement (replace-one only), else Poisson.
       tolerance: refined until upper - lower <= tolerance x upper, or six times.  Under replace-one the gap
-        stays larger: the proved upper bound is not attained by the known worst case.
+        stays larger, as with truncated batches: the known worst case does not attain the proved upper bound.
 
     Formal guarantee: the composition is (upper, delta)-differentially private, up to the rounding of float64
     inside the normal distribution function; it is not (epsilon, delta)-differentially private for any
@@ -281,7 +287,7 @@ def bounds(
     if any(r.noise_multipliers[0] == 0 for r in runs):
         return Bounds(math.inf, math.inf, 0)
     shift = 2.0 if replace else 1.0
-    if all(r.sampling_rate == 1 for r in runs):
+    if all(r.whole for r in runs):
         exact = gaussian_epsilon(
             shift * math.sqrt(sum(float(r.counts @ r.noise_multipliers**-2.0) for r in runs)), delta
         )
@@ -298,7 +304,7 @@ def bounds(
         previous, upper = upper, min(upper, _upper(runs, delta, replace, target))
         groups = sum(len(_groups(r, 0.7 * target)) for r in runs)
         lower = max(lower, _lower(runs, pair, delta, target))
-        settled = replace and previous - upper <= tolerance / 4 * upper
+        settled = (replace or any(r.parts for r in runs)) and previous - upper <= tolerance / 4 * upper
         if upper - lower <= tolerance * upper or settled or upper == 0:
             break
         target /= 2

@@ -155,6 +155,18 @@ def _pessimistic_replace(pair: Pair, interval: float) -> Pmf:
     return Pmf(-size, masses, infinite)
 
 
+def mixed(pmfs: list[Pmf], weights: list[float]) -> Pmf:
+    """The loss of a step that is one of several, with these probabilities; which one is known."""
+    if len(pmfs) == 1:
+        return pmfs[0]
+    start = min(pmf.start for pmf in pmfs)
+    total = np.zeros(max(pmf.start + pmf.probabilities.size for pmf in pmfs) - start)
+    for pmf, weight in zip(pmfs, weights, strict=True):
+        at = pmf.start - start
+        total[at : at + pmf.probabilities.size] += weight * pmf.probabilities
+    return Pmf(start, total, sum(w * pmf.infinite for pmf, w in zip(pmfs, weights, strict=True)))
+
+
 def rounded(pair: Pair, interval: float) -> tuple[Pmf, Pmf, float]:
     """The loss rounded to the grid: under P, under Q tilted by e^loss and normalised, and ln of its
     normaliser.

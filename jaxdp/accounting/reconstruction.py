@@ -135,7 +135,7 @@ def curve(
     runs = _window(ledger, adjacency, start, stop, amplified)
     if any(run.noise_multipliers[0] == 0 for run in runs):
         return math.inf
-    if all(run.sampling_rate == 1 for run in runs):
+    if all(run.whole for run in runs):
         return shift * math.sqrt(sum(float(run.counts @ run.noise_multipliers**-2.0) for run in runs))
     if not pld.representable(runs, shift):
         return math.inf
@@ -180,9 +180,18 @@ def windows(
     return found
 
 
+def _moves(ledger: Ledger) -> np.ndarray:
+    """By how many clip bounds an example can move the sum of each step that it is known to take part in."""
+    bounds = [2.0 if entry.sampling.kind == "truncated_poisson" else 1.0 for entry in ledger.entries]
+    return np.repeat(bounds, [entry.stop - entry.start for entry in ledger.entries])
+
+
 def _window(ledger: Ledger, adjacency: str, start: int, stop: int, amplified: bool) -> list[Steps]:
     if not amplified:
-        sigmas, counts = np.unique(ledger.sigmas()[start:stop], return_counts=True)
+        sigmas = ledger.sigmas()[start:stop]
+        if adjacency != "replace_one":  # who takes part in a truncated batch may have taken another's place
+            sigmas = sigmas / _moves(ledger)[start:stop]
+        sigmas, counts = np.unique(sigmas, return_counts=True)
         return [Steps(1.0, sigmas, counts)]
     runs = accounting.runs(ledger, adjacency, start, stop)
     return [run for run in runs if run.sampling_rate > 0] or [Steps(1.0, np.array([math.inf]), np.array([1]))]

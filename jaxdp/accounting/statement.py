@@ -16,6 +16,8 @@ ADJACENCY_IN_WORDS = {
 _SAMPLING_ASSUMED = {
     "poisson": "each example was drawn for each step on its own, with the stated probability, and the "
     "draws are secret; no batch outgrew its places, which one does with probability below 1e-9 a run",
+    "truncated_poisson": "each example was drawn for each step on its own, with the stated probability, and of "
+    "more than the limit a uniformly random part of that size was kept; both draws are secret",
     "without_replacement": "each batch was drawn uniformly without replacement, afresh and in secret",
     "shuffled": "an example takes part in at most one step of an epoch; the order may be known",
     "full": "every example takes part in every step",
@@ -41,7 +43,7 @@ _NOT_COVERED = (
     "Observers of a single batch who know that an example is in it: they get no amplification by sampling.",
     "A leak before the noise is added (per-example or unnoised gradients): no parameter of the "
     "mechanism protects it.",
-    "People who contributed several examples: the unit is one example.",
+    "{people}",
     "Exact counts that the program shows its operator (gradients that were not finite, examples in a batch): "
     "keep them as private as the data.",
     "Which examples were set aside for testing: neighbours are training splits, whatever split them.",
@@ -49,6 +51,11 @@ _NOT_COVERED = (
 )  # fmt: skip
 
 _TOLERANCE = 0.02  # of what a test can reach, which is printed in three digits
+_OF_PEOPLE = "People who contributed several examples: the unit is one example."
+_OF_GROUPS = (
+    "A {unit} whose examples stand in several rows of the data, under several names or in other data: the unit "
+    "is one row, all examples of one {unit} together."
+)
 _OF_SUMS = (
     "Floating-point sums: gradients are clipped and summed in float32, whose rounding can pass the recorded "
     "sensitivity by a few parts in a million; nor the time that a step takes, nor what stays in memory."
@@ -98,12 +105,13 @@ class Statement:
         if self.epsilon is None:
             claim = "NOT PRIVATE: no epsilon holds."
         elif self.private:
-            claim = f"For one example, {self.epsilon}."
+            claim = f"For {self.unit}, {self.epsilon}."
         else:
             claim = f"NOT PRIVATE. {self.epsilon}."
         lines = ["Privacy statement", f"  {claim}"]
         if self.epsilon is not None:
-            lines.append(f"  Neighbours: {ADJACENCY_IN_WORDS[self.epsilon.adjacency]}.")
+            neighbours = _said_of(ADJACENCY_IN_WORDS[self.epsilon.adjacency], self.epsilon.unit)
+            lines.append(f"  Neighbours: {neighbours}.")
         if self.membership is not None:
             lines.append(f"  Membership: {_of_tests(self.membership)}.")
         lines += [f"  Mechanism: {m}." for m in self.mechanism] + [f"  Sampling: {s}." for s in self.sampling]
@@ -184,11 +192,11 @@ def privacy_statement(
         epsilon=None if undone else epsilon,
         mechanism=tuple(_describe(entry) for entry in ledger.entries),
         sampling=tuple(dict.fromkeys(str(entry.sampling) for entry in ledger.entries)),
-        unit="one example",
-        assumptions=tuple(assumptions),
+        unit=f"one {ledger.unit}",
+        assumptions=tuple(_said_of(text, ledger.unit) for text in assumptions),
         warnings=tuple(warnings),
         membership=_membership(ledger, epsilon) if private else None,
-        not_covered=((_OF_UNSAID_NOISE if None in generators else _OF_SUMS), *_NOT_COVERED),
+        not_covered=((_OF_UNSAID_NOISE if None in generators else _OF_SUMS), *_not_covered(ledger.unit)),
     )
 
 
@@ -209,6 +217,16 @@ def _of_tests(found: Gdp) -> str:
     if found.mu is None:
         return f"{tests}; no mu of Gaussian differential privacy fits"
     return f"{rounded(found.mu)}-GDP{f' but for {found.excess:g}' if found.excess else ''}; {tests}"
+
+
+def _said_of(text: str, unit: str) -> str:
+    """The sentence of one example as one of the unit that is protected."""
+    return text if unit == "example" else text.replace("an example", f"one {unit}").replace("example", unit)
+
+
+def _not_covered(unit: str) -> list[str]:
+    people = _OF_PEOPLE if unit == "example" else _OF_GROUPS.format(unit=unit)
+    return [people if text == "{people}" else text for text in _NOT_COVERED]
 
 
 def _assumed_of_generators(names: set[str | None], epsilon: Epsilon | None) -> list[str]:
@@ -246,7 +264,7 @@ def _describe(entry) -> str:
     sigmas = [sigma for sigma, _ in entry.noise_multipliers]
     span = f"{sigmas[0]:g}" if min(sigmas) == max(sigmas) else f"{min(sigmas):g} to {max(sigmas):g}"
     return (
-        f"steps {entry.start} to {entry.stop - 1}: Gaussian noise on the sum of per-example gradients,"
+        f"steps {entry.start} to {entry.stop - 1}: Gaussian noise on the sum of per-{entry.unit} gradients,"
         f" {entry.mechanism} clipping, effective noise multiplier {span}"
         + (f" = {entry.charged}" if entry.charged else "")
     )

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from jaxdp.accounting import pld, rdp
 from jaxdp.accounting._epsilon import Claim, _participation, _refuse_not_private, divergences, epsilon
 from jaxdp.accounting.ledger import Entry, Ledger
+from jaxdp.accounting.sampling import parts
 
 _CHUNK = 8192  # steps of a trajectory at a time
 
@@ -24,7 +25,7 @@ def _running_minima(entry: Entry) -> tuple[np.ndarray, np.ndarray]:
 def _increments(entry: Entry, adjacency: str):
     """Rows of RDP that each step adds, in chunks."""
     rate, sigmas = _participation(entry, adjacency)
-    shuffled = entry.sampling.kind == "shuffled"
+    shuffled, made = entry.sampling.kind == "shuffled", parts(entry.sampling, adjacency)
     begins = np.zeros(sigmas.size, bool)
     if shuffled:
         sigmas, begins = _running_minima(entry)
@@ -32,7 +33,7 @@ def _increments(entry: Entry, adjacency: str):
         stop = min(start + _CHUNK, sigmas.size)
         first = max(start - 1, 0)
         distinct, index = np.unique(sigmas[first:stop], return_inverse=True)
-        table, index = divergences(rate, distinct, adjacency), index.ravel()
+        table, index = divergences(rate, distinct, adjacency, parts=made), index.ravel()
         rows = table[index[start - first :]]
         if shuffled:  # within an epoch only the growth of the largest divergence counts
             before = np.concatenate((index[:1], index))[: index.size][start - first :]

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import tyro
 
-from jaxdp import _validate, accounting, calibration, clipping, schedules
+from jaxdp import _validate, accounting, calibration, clipping, sampling, schedules
 from jaxdp.accounting import Claim
 from jaxdp.accounting.ledger import Sampling
 from jaxdp.accounting.statement import privacy_statement
@@ -38,8 +38,12 @@ class Planned:
     """Length of the run."""
     sampling_rate: float | None = None
     """Probability that an example takes part in a step (published: 0.01)."""
-    sampling: Literal["poisson", "shuffled", "full", "without_replacement"] = "poisson"
+    sampling: Literal["poisson", "truncated_poisson", "shuffled", "full", "without_replacement"] = "poisson"
     """How batches are drawn. Shuffled batches take one epoch for each 1 / sampling rate steps."""
+    batch_size_limit: int | None = None
+    """Of truncated_poisson: the most examples of a step; None for what one step in a million passes."""
+    unit: str = "example"
+    """What is protected: example, or user and the like where all examples of one are put together."""
     clipping: Literal[
         "flat", "per_layer", "per_layer_published", "automatic", "l2_max", "quantile", "quantile_per_layer"
     ] = "flat"
@@ -51,7 +55,7 @@ class Planned:
     seed_given: bool = False
     """The noise will come from a given seed instead of the system's entropy."""
     examples: int | None = None
-    """Number of examples, for a warning where delta is not below one over it."""
+    """Number of examples, for truncated_poisson, and for a warning where delta is not below one over it."""
     parameters: int | None = None
     """Number of parameters, all noised by each step: shows what the error of the noise's generator adds."""
 
@@ -125,6 +129,7 @@ def plan_of(planned: Planned) -> Plan:
         steps=planned.steps,
         seed=0 if planned.seed_given else None,
         coordinates=planned.parameters,
+        unit=planned.unit,
     )
     return plan if planned.end is None else plan.ending_at(planned.end)
 
@@ -141,6 +146,16 @@ def _sampling(planned: Planned) -> Sampling:
     if planned.sampling == "full":
         return Sampling(kind="full", rate=1.0 if planned.sampling_rate is None else planned.sampling_rate)
     rate = 0.01 if planned.sampling_rate is None else planned.sampling_rate
+    limit = planned.batch_size_limit
+    if planned.sampling == "truncated_poisson":
+        if planned.examples is None:
+            raise ValueError(
+                "examples=None: what truncated_poisson batches spend depends on how many there are"
+            )
+        limit = sampling.default_limit(planned.examples, rate) if limit is None else limit
+        return Sampling(kind=planned.sampling, rate=rate, examples=planned.examples, batch_size_limit=limit)
+    if limit is not None:
+        raise ValueError(f"batch_size_limit={limit}: only truncated_poisson batches have a limit")
     if planned.sampling == "shuffled":
         _validate.share(sampling_rate=rate)
         return Sampling(kind="shuffled", rate=rate, steps_per_epoch=math.floor(1 / rate + 1e-9))

@@ -1,4 +1,5 @@
-"""Data sets as arrays in memory, all of one structure, `Dataset`; and `Source`, examples of any structure.
+"""Data sets as arrays in memory, all of one structure, `Dataset`; `Source`, examples of any structure, held on
+the device; and `Stream`, those that do not fit there.
 
 | name                                            | where from                                        |
 |-------------------------------------------------|---------------------------------------------------|
@@ -12,13 +13,15 @@ import importlib
 import pathlib
 
 from jaxdp import _validate
+from jaxdp.data._grouped import grouped
 from jaxdp.data.dataset import SCALINGS, Dataset, resized, standardized, stratified_split
 from jaxdp.data.npz import load_npz
 from jaxdp.data.source import Source, as_source
+from jaxdp.data.stream import Stream
 
 __all__ = [
-    "EMBEDDED", "FETCHED", "NAMES", "SCALINGS", "Dataset", "Source", "as_source", "load", "prepare", "resized",
-    "standardized", "stratified_split",
+    "EMBEDDED", "FETCHED", "NAMES", "SCALINGS", "Dataset", "Source", "Stream", "as_source", "grouped", "load",
+    "prepare", "resized", "standardized", "stratified_split",
 ]  # fmt: skip
 
 EMBEDDED = ("digits", "breast_cancer")

@@ -3,6 +3,7 @@
 | module         | owns                                                                                     |
 |----------------|------------------------------------------------------------------------------------------|
 | `_per_example` | reads the gradient's jaxpr, and keeps kernels' gradients as their factors                |
+| `_grouped`     | a user's examples, or augmentations of an image, as one example                          |
 | `factored`     | a leaf of per-example gradients: its squared norms and its weighted sum                  |
 | `microbatches` | how many examples' gradients exist at the same time                                      |
 | `inputs`       | parameters, batches and masks: which are taken, which are refused by name                |
@@ -13,6 +14,7 @@
 | `jaxprs`       | evaluating traced programs equation by equation                                          |
 """
 
+from jaxdp.gradients._grouped import grouped as grouped
 from jaxdp.gradients._per_example import METHODS as METHODS
 from jaxdp.gradients._per_example import Loss as Loss
 from jaxdp.gradients._per_example import per_example as per_example

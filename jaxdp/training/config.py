@@ -82,8 +82,10 @@ class Training:
 
     steps: int = 500
     """Number of steps."""
-    sampling: Literal["poisson", "shuffled", "full"] = "poisson"
-    """How batches are drawn."""
+    sampling: Literal["poisson", "truncated_poisson", "shuffled", "full"] = "poisson"
+    """How batches are drawn; truncated_poisson keeps a random part of more than --batch-size-limit."""
+    batch_size_limit: int | None = None
+    """Of truncated_poisson: the most examples of a step; None for what one step in a million passes."""
     sampling_rate: float = 0.1
     """Expected share of the data in a batch (q)."""
     optimizer: Literal["sgd", "momentum", "adam"] = "sgd"
@@ -183,6 +185,12 @@ class TrainConfig:
         for name in ("steps", "evaluate_every"):
             _validate.whole(**{name: getattr(self, name)})
         _validate.share(sampling_rate=self.sampling_rate)
+        if self.batch_size_limit is not None:
+            _validate.whole(batch_size_limit=self.batch_size_limit)
+            if self.sampling != "truncated_poisson":
+                raise ValueError(
+                    f"batch_size_limit={self.batch_size_limit}: only truncated_poisson batches have a limit"
+                )
         for name in ("seed", "noise_seed"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < _SEEDS:
@@ -224,7 +232,7 @@ class TrainConfig:
             raise ValueError(f"target_epsilon={self.target_epsilon}: {needs} budget_epsilon instead")
         if self.noise_multiplier is not None:
             raise ValueError(f"noise_multiplier={self.noise_multiplier}: {needs} start and end instead")
-        if self.sampling == "shuffled":
+        if self.sampling not in ("poisson", "full"):
             raise ValueError(f"sampling={self.sampling!r}: {needs} Poisson or full batches")
 
 

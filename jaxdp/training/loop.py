@@ -16,6 +16,7 @@ from jaxdp.accounting.ledger import Ledger
 from jaxdp.adaptive_noise import Adaptive
 from jaxdp.plan import Plan
 from jaxdp.training import checkpoints, resume
+from jaxdp.training.feed import Feed
 from jaxdp.training.program import Diagnostics, Program, TrainState
 from jaxdp.training.resume import Curves
 
@@ -77,18 +78,21 @@ class Loop:
     progress: bool
     _waiting: Any = None
 
-    def advance(self, state: TrainState, arrays: PyTree, stop: int) -> tuple[TrainState, float, float]:
+    def advance(self, state: TrainState, arrays: PyTree | Feed, stop: int) -> tuple[TrainState, float, float]:
         """Steps to `stop`; returns the state, seconds and compile seconds."""
         from tqdm import tqdm
 
         program = self.program
         first = done = int(state.step)
         pauses = _pauses(first, stop, self.every)
-        chunk = program.chunk([first, *pauses])
+        chunk = 0 if isinstance(arrays, Feed) else program.chunk([first, *pauses])
         began = time.perf_counter()
         state = _copied(state)  # the caller's stays; this one's buffers are used again at every pause
+        if isinstance(arrays, Feed):
+            arrays.begin(state.sample_key, [first, *pauses])
         if not chunk:  # compiles, and takes no step
-            state, _ = jax.block_until_ready(program.advance(self.plan, state, arrays, (first, first)))
+            compiled_for = arrays.empty if isinstance(arrays, Feed) else arrays
+            state, _ = jax.block_until_ready(program.advance(self.plan, state, compiled_for, (first, first)))
         if self.evaluate is not None:
             jax.block_until_ready(self.evaluate(_copied(state.evaluated)))
         compile_seconds = time.perf_counter() - began
@@ -97,7 +101,10 @@ class Loop:
         began = time.perf_counter()
         for pause in pauses:
             sent = time.perf_counter()
-            state, diagnostics = program.advance(self.plan, state, arrays, (done, pause), chunk)
+            if isinstance(arrays, Feed):
+                state, diagnostics = arrays.advance(program, self.plan, state, (done, pause))
+            else:
+                state, diagnostics = program.advance(self.plan, state, arrays, (done, pause), chunk)
             if chunk and done == first:  # a call returns once it is compiled, before its steps are made
                 compile_seconds, began = (at + time.perf_counter() - sent for at in (compile_seconds, began))
             reached = pause if self.plan.policy is None else int(state.step)

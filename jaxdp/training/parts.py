@@ -140,7 +140,9 @@ def clipper(
 def plan(config: TrainConfig, examples: int, params: PyTree, sampler: Sampler | None = None) -> Plan:
     """The plan as configured, its target epsilon aside."""
     if sampler is None:
-        sampler = sampling.create(config.sampling, examples, config.sampling_rate, config.steps)
+        sampler = sampling.create(
+            config.sampling, examples, config.sampling_rate, config.steps, config.batch_size_limit
+        )
     sigma = noise(config)
     bounded = None if sigma is None else clipper(config, params, sigma, sampler.expected_batch_size)
     return Plan(

@@ -1,9 +1,10 @@
 """The compiled part of a training run: step and epoch, for any loss.
 
-The data stay on the device and an epoch (any number of steps) is one compiled loop: nothing goes back to the
-host inside it.  The number of the last step is an argument, so a run is compiled once whatever the length of
-its epochs.  Where the device's loop would ask the host before each step whether to go on (everywhere but on a
-CPU), a run of known length is calls of one program with a fixed number of steps, in which nothing asks.
+The data stay on the device (or come in windows, see `feed`) and an epoch, any number of steps, is one compiled
+loop: nothing goes back to the host inside it.  The number of the last step is an argument, so a run is compiled
+once whatever the length of its epochs.  Where the device's loop would ask the host before each step whether to
+go on (everywhere but on a CPU), a run of known length is calls of one program with a fixed number of steps, in
+which nothing asks.
 Sigma is traced, so it is compiled once whatever the schedule; and what the schedule is multiplied by is an
 argument too, so that runs that differ in epsilon share their program.
 """
@@ -26,6 +27,7 @@ from jaxdp._privatize import PrivatizeState, privatize_state
 from jaxdp.gradients import Loss, platforms
 from jaxdp.plan import Plan
 from jaxdp.schedules import Parametric
+from jaxdp.training.window import Window
 
 _LEAST_CHUNK = 16  # steps: fewer are over before the next call can be sent
 
@@ -163,7 +165,7 @@ class Program:
         Args:
           plan: the program's, or one that differs in seed and in the factor on its schedule alone.
           state: before it.
-          arrays: the data on the device.
+          arrays: the data on the device, or a `Window` of their batches.
         """
         return self._step(_traced(plan), state, arrays)
 
@@ -174,7 +176,10 @@ class Program:
         )  # of the first state alone: not a part of the program
         if schedule is not None:
             plan = dataclasses.replace(plan, noise_multiplier=schedule)
-        drawn = plan.batches.draw(state.sample_key, state.step)
+        if isinstance(arrays, Window):
+            drawn, arrays = arrays.drawn(state.step), arrays.rows
+        else:
+            drawn = plan.batches.draw(state.sample_key, state.step)
         batch = self.decode(jax.tree.map(lambda leaf: leaf[drawn.indices], arrays))
         gradient = plan.gradients(self.loss_fn, microbatch_size=self.microbatch_size, platform=self.platform)
         losses, grads = gradient(state.params, state.opt_state, batch, drawn.mask)

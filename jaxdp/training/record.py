@@ -31,6 +31,7 @@ def privacy(run: Run, result: TrainResult) -> dict[str, Any]:
         "nominal": epsilon is not None and epsilon.nominal,
         "epsilon": None if epsilon is None else epsilon.value,
         **{name: None if epsilon is None else getattr(epsilon, name) for name in settings},
+        "unit": spent.unit,
         "statement": f"{statement}\n  Data: {run.dataset.preprocessing}",
         "statement_data": {**statement.to_dict(), "data": run.dataset.preprocessing},
     }

@@ -21,8 +21,10 @@ from jaxdp import noise
 from jaxdp.accounting import filters, ledger
 from jaxdp.accounting.ledger import Filter, Ledger
 from jaxdp.data.source import Source
+from jaxdp.data.stream import Stream
 from jaxdp.plan import Plan
 from jaxdp.training import checkpoints
+from jaxdp.training.feed import Feed
 from jaxdp.training.program import Program, TrainState
 
 Curves = dict[str, list[float]]
@@ -30,7 +32,7 @@ _PYTHON = "_python_"  # in the names of all calls of Python from a compiled prog
 
 
 def identity(
-    program: Program, plan: Plan, source: Source, state: TrainState, arrays: PyTree
+    program: Program, plan: Plan, source: Source | Stream, state: TrainState, arrays: PyTree | Feed
 ) -> dict[str, Any]:
     """What a checkpoint says of the run that wrote it.
 
@@ -39,7 +41,10 @@ def identity(
       state and keys; another each time where it calls Python, which its text does not show.  `clip`: the
       clipper's state at the start.
     """
-    text = program.lowered(state, arrays)
+    if isinstance(arrays, Feed):
+        text = program.lowered(state, arrays.empty) + arrays.described()
+    else:
+        text = program.lowered(state, arrays)
     leaves = [] if state.private is None else jax.tree.leaves(state.private.clip)
     clip = [np.asarray(leaf).tolist() for leaf in leaves]
     unseen = os.urandom(16).hex() if _PYTHON in text else ""

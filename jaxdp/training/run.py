@@ -5,6 +5,7 @@ the noise; the budget is enforced on that plan, so the step that would pass it i
 with the privacy spent is on disk before anyone is shown the parameters that it holds.
 """
 
+import contextlib
 import dataclasses
 import functools
 import pathlib
@@ -21,9 +22,11 @@ from jaxdp.accounting import Claim, filters
 from jaxdp.accounting.ledger import Ledger
 from jaxdp.accounting.statement import Statement, privacy_statement
 from jaxdp.data.source import Source
+from jaxdp.data.stream import Stream
 from jaxdp.gradients import Loss
 from jaxdp.plan import Plan
 from jaxdp.training import resume
+from jaxdp.training.feed import Feed
 from jaxdp.training.loop import Callback, Evaluate, Loop, Store
 from jaxdp.training.program import Program, TrainState
 from jaxdp.training.resume import Curves
@@ -103,7 +106,9 @@ def train(
     Args:
       loss_fn: `(params, example) -> scalar`, the loss of ONE example (no batch axis).
       params: any tree of arrays.
-      data: a tree of arrays with one leading axis, or a `jaxdp.data.Source`; an example has its structure.
+      data: a tree of arrays with one leading axis, or a `jaxdp.data.Source`, held on the device; memory-mapped
+        arrays, an object with `__len__` and `__getitem__`, or a `jaxdp.data.Stream`: read batch by batch, a few
+        steps ahead.  Either way the same batches, and on a CPU the same bits.  An example has its structure.
       plan: clipper, noise, sampler and steps; with a clipper of None training is ordinary, and not private.
       optimizer: of the noised gradients.  Hyper-parameters of `optax.inject_hyperparams` are those given
         here, also where a run goes on.
@@ -174,12 +179,14 @@ def train(
         return run.go(store, first, budget)
 
 
-def _source(given: Any, plan: Plan) -> Source:
+def _source(given: Any, plan: Plan) -> Source | Stream:
     source = data.as_source(given)
     if source.examples != plan.batches.examples:
         raise ValueError(
             f"data={source.examples} examples: the plan's sampler draws from {plan.batches.examples}"
         )
+    if source.unit not in (None, plan.unit):
+        raise ValueError(f"unit={plan.unit!r}: of the plan; a row of the data is one {source.unit}")
     return source
 
 
@@ -189,7 +196,7 @@ class _Run:
 
     plan: Plan
     program: Program
-    source: Source
+    source: Source | Stream
     claim: Claim
     every: int
     evaluate: Evaluate | None
@@ -198,7 +205,16 @@ class _Run:
     progress: bool = False
 
     def go(self, store: Store, state: TrainState, budget: float | None) -> TrainResult:
-        arrays = jax.tree.map(jax.numpy.asarray, self.source.arrays)
+        with contextlib.ExitStack() as reading:
+            if isinstance(self.source, Stream):
+                arrays: Any = reading.enter_context(Feed(self.source, self.plan.batches))
+            else:
+                arrays = jax.tree.map(jax.numpy.asarray, self.source.arrays)
+            return self._advanced(store, state, arrays, budget)
+
+    def _advanced(
+        self, store: Store, state: TrainState, arrays: PyTree | Feed, budget: float | None
+    ) -> TrainResult:
         spent, curves, identity = Ledger(), {}, None
         if store.folder is not None:
             identity = resume.identity(self.program, self.plan, self.source, state, arrays)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from written_ledgers import POISSON, written
 
 from jaxdp import accounting
-from jaxdp.accounting import Claim, events, pld, rdp, trajectory
+from jaxdp.accounting import Claim, events, gaussian, pld, rdp, trajectory
 from jaxdp.accounting._epsilon import rounded
 from jaxdp.accounting.ledger import Entry, Ledger, Sampling, run_lengths
 
@@ -110,10 +110,10 @@ def test_shuffled_batches_are_one_gaussian_step_an_epoch():
     run = Ledger((shuffled([9, 8, 7, 6, 5, 4, 3, 2, 8, 9.0]),))
     mu = math.sqrt(sum(s**-2 for s in (6, 2, 8)))
     spent = accounting.epsilon(run, Claim(delta=1e-5, adjacency="zero_out"))
-    assert spent.value == spent.lower == pytest.approx(pld.gaussian_epsilon(mu, 1e-5), rel=1e-12)
+    assert spent.value == spent.lower == pytest.approx(gaussian.gaussian_epsilon(mu, 1e-5), rel=1e-12)
     assert "no amplification" in str(spent)
     replaced = accounting.epsilon(run, Claim(delta=1e-5, adjacency="replace_one")).value
-    assert replaced == pytest.approx(pld.gaussian_epsilon(2 * mu, 1e-5), rel=1e-12)
+    assert replaced == pytest.approx(gaussian.gaussian_epsilon(2 * mu, 1e-5), rel=1e-12)
 
 
 MIXED = Ledger((
@@ -335,7 +335,7 @@ def test_a_delta_that_gives_examples_away_is_warned_of(delta, examples, warned):
 def test_a_thousand_million_equal_steps_are_one_number(claim):
     """No array of steps is made; without sampling the answer is known."""
     entry = Entry(start=0, stop=10**9, noise_multipliers=((1e5, 10**9),), sampling=Sampling(rate=1.0))
-    exact = pld.gaussian_epsilon(math.sqrt(1e9) / 1e5, 1e-5)
+    exact = gaussian.gaussian_epsilon(math.sqrt(1e9) / 1e5, 1e-5)
     tracemalloc.start()
     try:
         spent = accounting.epsilon(Ledger((entry,)), claim)

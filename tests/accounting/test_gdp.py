@@ -8,7 +8,7 @@ from dp_accounting import dp_event
 from dp_accounting.pld import PLDAccountant
 from scipy import optimize, stats
 
-from jaxdp.accounting import Claim, pld
+from jaxdp.accounting import Claim, gaussian
 from jaxdp.accounting.gdp import FALSE_POSITIVE_RATES, gdp
 from jaxdp.accounting.ledger import Entry, Ledger, Sampling
 
@@ -58,8 +58,8 @@ def test_mu_is_the_smallest_whose_curve_lies_above_that_of_another_accountant():
     epsilons = np.linspace(0, 3, 61)
     deltas = np.array([accountant.get_delta(epsilon) for epsilon in epsilons])
     assert found.mu is not None
-    assert (deltas <= pld.gaussian_delta(found.mu, epsilons) + found.excess).all()
-    assert not (deltas <= pld.gaussian_delta(0.985 * found.mu, epsilons) + found.excess).all()
+    assert (deltas <= gaussian.gaussian_delta(found.mu, epsilons) + found.excess).all()
+    assert not (deltas <= gaussian.gaussian_delta(0.985 * found.mu, epsilons) + found.excess).all()
 
 
 def test_many_small_steps_are_the_gaussian_of_the_central_limit():

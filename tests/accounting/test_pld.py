@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from dp_accounting.pld import privacy_loss_distribution as reference
 
-from jaxdp.accounting import pld, privacy_loss
+from jaxdp.accounting import gaussian, pld, privacy_loss
 from jaxdp.accounting.pld import Steps
 from jaxdp.accounting.privacy_loss import Pair
 
@@ -99,7 +99,7 @@ def _curve(pair, epsilon):
     if math.exp(epsilon) <= 1 - pair.q:
         return -math.expm1(epsilon)
     tilt = math.log((math.exp(epsilon) - (1 - pair.q)) / pair.q)
-    return pair.q * float(pld.gaussian_delta(pair.shift, tilt))
+    return pair.q * float(gaussian.gaussian_delta(pair.shift, tilt))
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids=str)
@@ -184,7 +184,7 @@ def test_full_batches_mix_with_sampled_ones_under_replace_one(runs):
     """Not below what the full batches spend alone, not above what all steps spend without sampling."""
     bounds = pld.bounds([r for run in runs for r in fixed(*run)], 1e-5, replace=True)
     mu = [2 * math.sqrt(n) / sigma for _, sigma, n in runs]
-    alone, everything = (pld.gaussian_epsilon(m, 1e-5) for m in (mu[1], math.hypot(*mu)))
+    alone, everything = (gaussian.gaussian_epsilon(m, 1e-5) for m in (mu[1], math.hypot(*mu)))
     assert 0 < bounds.lower <= bounds.upper and alone <= bounds.upper <= everything * 1.005
     assert bounds.lower <= everything
 

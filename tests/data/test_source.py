@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxdp import data
-from jaxdp.data import source as sources
+from jaxdp.data import leaves
 
 
 def tree(n=6):
@@ -42,7 +42,7 @@ def test_a_data_set_gives_its_training_split_as_a_model_sees_it():
 def test_memory_mapped_arrays_are_not_copied(tmp_path):
     np.save(tmp_path / "x.npy", np.arange(12, dtype=np.uint8).reshape(4, 3))
     mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
-    assert np.shares_memory(data.as_source([mapped]).arrays[0], mapped)
+    assert np.shares_memory(data.Source(arrays=[mapped]).arrays[0], mapped)
 
 
 def test_the_fingerprint_tells_examples_apart(monkeypatch):
@@ -56,7 +56,7 @@ def test_the_fingerprint_tells_examples_apart(monkeypatch):
     ]  # fmt: skip
     prints = [data.as_source(tree).fingerprint for tree in trees]
     assert len(set(prints)) == len(trees)
-    monkeypatch.setattr(sources, "_HASHED_AT_ONCE", 20)
+    monkeypatch.setattr(leaves, "_HASHED_AT_ONCE", 20)
     assert [data.as_source(jax.tree.map(np.asfortranarray, tree)).fingerprint for tree in trees] == prints
 
 

@@ -16,7 +16,7 @@ from scipy import stats
 from jaxdp import auditing as evidence
 from jaxdp import cli, clipping, noise, plan, sampling
 from jaxdp._privatize import privatize
-from jaxdp.accounting import pld
+from jaxdp.accounting import gaussian
 from jaxdp.clipping import clipped_gradients, fixed
 from jaxdp.laboratory import records as results
 from jaxdp.laboratory.audit import audit, canaries, law
@@ -94,7 +94,7 @@ def test_distinguishing_two_normals(sign, swapped):
     present, absent = pair[::-1] if swapped else pair
     found = evidence.distinguished(present, absent, lambda h, f: evidence.epsilon_of_rates(h, f, delta), 0.05)
     bound = evidence.epsilon_of_rates(found.least_hit_rate, found.most_false_alarm_rate, delta)
-    exact = pld.gaussian_epsilon(1.0, delta)
+    exact = gaussian.gaussian_epsilon(1.0, delta)
     assert found.rule.statistic == "score" and 0.55 * exact < bound < exact
     curve = evidence.distinguished(present, absent, evidence.distance_of_rates, 0.05)
     distance = evidence.distance_of_rates(curve.least_hit_rate, curve.most_false_alarm_rate)

@@ -33,7 +33,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxdp import _validate, accounting, auditing, schedules
-from jaxdp.accounting import Epsilon, pld, reconstruction
+from jaxdp.accounting import Epsilon, gaussian, reconstruction
 from jaxdp.accounting.ledger import Ledger
 from jaxdp.auditing import Rates
 from jaxdp.laboratory.audit import canaries, law
@@ -226,7 +226,7 @@ def _if_gaussian(rates: Rates, ledger: Ledger, delta: float) -> float | None:
     if not ledger.private or any(entry.sampling.rate < 1 for entry in ledger.entries):
         return None
     distance = float(auditing.distance_of_rates(rates.least_hit_rate, rates.most_false_alarm_rate))
-    return pld.gaussian_epsilon(distance, delta) if distance > 0 else 0.0
+    return gaussian.gaussian_epsilon(distance, delta) if distance > 0 else 0.0
 
 
 def one_run(subject: Subject, key: Array, *, alpha: float = 0.05) -> Finding:
