@@ -60,35 +60,49 @@ def clipped_gradients(
         value, grads = per_example(params, batch, *shared)
         return value, clipper.clip(grads, clip_state, step, mask)
 
+    def size_of_pieces(params, batch, *shared):
+        if microbatch_size != "auto":
+            return microbatch_size
+        example = microbatches.example_bytes(per_example, params, batch, *shared)
+        return microbatches.automatic_size(example, platform)
+
     def in_pieces(params, batch, mask, padded, clip_state, step, *shared):
-        size, fits = len(mask), microbatch_size
+        size, fits = len(mask), size_of_pieces(params, batch, *shared)
         skips = padded and not has_aux and platforms.resolved(platform) == "cpu"
-        if fits == "auto":
-            fits = microbatches.automatic_size(
-                microbatches.example_bytes(per_example, params, batch, *shared), platform
+        sure, rest = microbatches.sure_of(size) if microbatch_size == "auto" else (0, size)
+        if not skips or fits is None or fits <= rest or not sure:
+            return pieces_of(fits, skips, params, batch, mask, clip_state, step, *shared)
+        # Large pieces are fast and small ones fit: the one for rows that are real most of the time, the other
+        # for those that seldom are.
+        (first, second) = (
+            pieces_of(many, skips, params, *part, clip_state, step, *shared)
+            for many, skips, part in (
+                (fits, False, jax.tree.map(lambda x: x[:sure], (batch, mask))),
+                (rest, True, jax.tree.map(lambda x: x[sure:], (batch, mask))),
             )
-            fits = min(fits, microbatches.size_of_padded(size)) if skips else fits
+        )
+        return jnp.concatenate([first[0], second[0]]), jax.tree.map(jnp.add, first[1], second[1])
+
+    def pieces_of(fits, skips, params, batch, mask, clip_state, step, *shared):
         # Pieces of equal size, so that as little as possible is padding.
-        pieces = 1 if fits is None else -(-size // int(fits))
+        pieces = 1 if fits is None else -(-len(mask) // int(fits))
         if pieces <= 1:
             return part(params, batch, mask, clip_state, step, *shared)
-        cut = microbatches.Cut(size, pieces, interleaved=shards.partitioned_by_xla(batch))
-        skips = skips and not cut.interleaved
+        cut = microbatches.Cut(len(mask), pieces, interleaved=shards.partitioned_by_xla(batch))
+        batches = (jax.tree.map(cut, batch), cut(mask) & cut.counts())
 
-        def piece_of(batch, mask):
-            return part(params, batch, mask, clip_state, step, *shared)
+        def piece_of(piece):
+            return part(params, *piece, clip_state, step, *shared)
 
         def add(total, piece):
-            value, summed = piece_of(*piece)
+            value, summed = piece_of(piece)
             return jax.tree.map(jnp.add, total, summed), value
 
-        batches = (jax.tree.map(cut, batch), cut(mask) & cut.counts())
-        of_piece = lambda all_: piece_of(*jax.tree.map(lambda x: x[0], all_))  # noqa: E731
-        values, shapes = jax.eval_shape(of_piece, batches)
-        zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-        zero = independence.vary_as(zero, shapes)
-        if skips:
-            summed, values = microbatches.scan_to_last(add, zero, batches, values)
+        value, summed = jax.eval_shape(piece_of, jax.tree.map(lambda x: x[0], batches))
+        zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), summed)
+        zero = independence.vary_as(zero, summed)
+        if skips and not cut.interleaved:
+            summed, values = microbatches.scan_to_last(add, zero, batches, value)
         else:
             summed, values = jax.lax.scan(add, zero, batches)
         values = jax.tree.map(cut.joined, values)

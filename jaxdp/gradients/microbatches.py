@@ -30,7 +30,8 @@ class ExampleBytes(NamedTuple):
 _CACHED = 2**22
 _CPU_GRADIENTS, _DEVICE_GRADIENTS = 2**26, 2**30
 _LEAST = 4
-_PADDED_PIECES = 16  # of a padded batch at least: half of the last real one is computed for nothing
+# Of batches with places to spare; half of the last piece with a real example is computed for nothing.
+_LEAST_PADDED, _PADDED_PIECES = 128, 20
 
 
 def automatic_size(example: ExampleBytes, platform: str = "auto") -> int:
@@ -47,9 +48,17 @@ def automatic_size(example: ExampleBytes, platform: str = "auto") -> int:
     return max(_LEAST, 2 ** int(math.log2(max(fits, 1))))
 
 
-def size_of_padded(places: int) -> int:
-    """The largest piece of a batch with places to spare, where pieces that are padding alone are skipped."""
-    return max(_LEAST, -(-places // _PADDED_PIECES))
+def sure_of(places: int) -> tuple[int, int]:
+    """How many of the first places of a Poisson batch are real most of the time, and the size of the pieces in
+    which the others are best computed, so that few are padding; (0, places) of a small batch.
+
+    The places are about 7.5 standard deviations above the mean, see `sampling.physical_size`; the sure ones one
+    below it.
+    """
+    if places < _LEAST_PADDED:
+        return 0, places
+    deviation = math.sqrt(places + 7.5**2 / 4) - 7.5 / 2
+    return int(deviation**2 - deviation), -(-places // _PADDED_PIECES)
 
 
 @dataclasses.dataclass(frozen=True)
