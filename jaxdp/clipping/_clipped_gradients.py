@@ -128,16 +128,22 @@ def clipped_gradients(
 
 
 def mean_gradient(loss_fn: gradients.Loss, platform: str) -> Callable[..., tuple]:
-    """Ordinary training: losses, and the mean gradient over the examples at hand."""
+    """Ordinary training: losses, and the mean gradient over the examples at hand; inside `shard_map`, over
+    those of all devices.
+    """
     fast = convolution.with_patches(loss_fn) if convolution.uses_patches("auto", platform) else loss_fn
 
     def mean_loss(params, batch, mask):
         losses = jax.vmap(fast, in_axes=(None, 0))(params, batch)
-        return jnp.where(mask, losses, 0).sum() / jnp.maximum(mask.sum(), 1), losses
+        count, axes = mask.sum(), tuple(independence.varying(mask))
+        count = jax.lax.psum(count, axes) if axes else count
+        return jnp.where(mask, losses, 0).sum() / jnp.maximum(count, 1), losses
 
     def gradient(params, opt_state, batch, mask=None):
         if mask is None:
             mask = jnp.ones(jax.tree.leaves(batch)[0].shape[0], bool)
+        mask = independence.vary_as(mask, batch)
+        # Of parameters that are the same on all devices JAX adds the gradients up.
         grads, losses = jax.grad(mean_loss, has_aux=True)(params, batch, mask)
         return losses, grads
 

@@ -16,6 +16,7 @@ from jaxdp.accounting.ledger import Ledger
 from jaxdp.adaptive_noise import Adaptive
 from jaxdp.plan import Plan
 from jaxdp.training import checkpoints, resume
+from jaxdp.training.placement import on_one_device
 from jaxdp.training.program import Diagnostics, Program, TrainState
 from jaxdp.training.resume import Curves
 
@@ -90,7 +91,7 @@ class Loop:
         if not chunk:  # compiles, and takes no step
             state, _ = jax.block_until_ready(program.advance(self.plan, state, arrays, (first, first)))
         if self.evaluate is not None:
-            jax.block_until_ready(self.evaluate(_copied(state.evaluated)))
+            jax.block_until_ready(self.evaluate(on_one_device(_copied(state.evaluated))))
         compile_seconds = time.perf_counter() - began
         self._show(first, state)
         bar = tqdm(total=stop, initial=first, unit="step", disable=not self.progress)
@@ -119,7 +120,7 @@ class Loop:
 
     def _show(self, step: int, state: TrainState) -> None:
         for callback in self.callbacks:
-            callback(step, _copied(state.params))
+            callback(step, on_one_device(_copied(state.params)))
 
     def _save(self, step: int, state: TrainState) -> None:
         assert self.store.writer is not None and self.identity is not None
@@ -132,7 +133,7 @@ class Loop:
     def _measure(self, step: int, state: TrainState, diagnostics: Diagnostics) -> None:
         """Keeps what was measured, to be read one epoch late so that the device never waits for the host."""
         self._flush()
-        measured = {} if self.evaluate is None else dict(self.evaluate(_copied(state.evaluated)))
+        measured = {} if self.evaluate is None else dict(self.evaluate(on_one_device(_copied(state.evaluated))))
         bound = getattr(state.private.clip, "bound", None) if state.private is not None else None
         if bound is not None:
             measured["l2_norm_clip"] = _copied(bound)

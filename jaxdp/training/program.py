@@ -26,6 +26,8 @@ from jaxdp._privatize import PrivatizeState, privatize_state
 from jaxdp.gradients import Loss, platforms
 from jaxdp.plan import Plan
 from jaxdp.schedules import Parametric
+from jaxdp.training import placement
+from jaxdp.training.placement import Placement
 
 _LEAST_CHUNK = 16  # steps: fewer are over before the next call can be sent
 
@@ -112,6 +114,7 @@ class Program:
       ema_decay: of the average of the parameters; None for none.
       microbatch_size: see `jaxdp.clipped_gradients`.
       platform: what it will run on, see `gradients.platforms.resolved`.
+      placement: where all lies on several devices; None for one.
       traces: grows by one entry each time the step is traced.
     """
 
@@ -122,6 +125,7 @@ class Program:
     ema_decay: float | None = None
     microbatch_size: int | str | None = "auto"
     platform: str = "auto"
+    placement: Placement | None = None
     traces: list[int] = dataclasses.field(default_factory=list)
     _asked: Any = dataclasses.field(init=False, repr=False)
 
@@ -146,9 +150,9 @@ class Program:
         """The first state, its secret from the seed of the plan, or of another plan that shares the program."""
         plan = self.plan if plan is None else plan
         secret = noise.entropy_key() if plan.seed is None else noise.secret(plan.seed)
-        params = jax.tree.map(jnp.asarray, params)
+        secret, params = placement.of_first_process(secret), jax.tree.map(jnp.asarray, params)
         opt_state: Any = optax.chain(plan.privatize(secret), self.optimizer).init(params)
-        return TrainState(
+        state = TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,
             opt_state=opt_state,
@@ -156,6 +160,17 @@ class Program:
             overflow=jnp.zeros((), bool),
             average=() if self.ema_decay is None else jax.tree.map(jnp.copy, params),
         )
+        return self.placed(state)
+
+    def placed(self, state: TrainState) -> TrainState:
+        """The state where the program has it."""
+        return state if self.placement is None else self.placement.placed(state, state.params)
+
+    def rows(self, arrays: PyTree) -> PyTree:
+        """The data of the host on the devices, as the program takes them."""
+        if self.placement is None:
+            return jax.tree.map(jnp.asarray, arrays)
+        return self.placement.rows(arrays, self.plan.batches)
 
     def step(self, plan: Plan, state: TrainState, arrays: PyTree) -> tuple[TrainState, Diagnostics]:
         """One step.
@@ -174,10 +189,7 @@ class Program:
         )  # of the first state alone: not a part of the program
         if schedule is not None:
             plan = dataclasses.replace(plan, noise_multiplier=schedule)
-        drawn = plan.batches.draw(state.sample_key, state.step)
-        batch = self.decode(jax.tree.map(lambda leaf: leaf[drawn.indices], arrays))
-        gradient = plan.gradients(self.loss_fn, microbatch_size=self.microbatch_size, platform=self.platform)
-        losses, grads = gradient(state.params, state.opt_state, batch, drawn.mask)
+        losses, grads, mask, overflow = self._gradient(plan, state, arrays)
         chain = optax.chain(plan.privatize(), self.optimizer)
         updates, opt_state = chain.update(grads, state.opt_state, state.params)
         params, average = optax.apply_updates(state.params, updates), state.average
@@ -188,10 +200,25 @@ class Program:
             params=params,
             opt_state=opt_state,
             sample_key=state.sample_key,
-            overflow=state.overflow | drawn.overflow,
+            overflow=state.overflow | overflow,
             average=average,
         )
-        return after, _diagnostics(after, losses, drawn.mask)
+        if self.placement is not None:
+            after = self.placement.constrained(after, after.params)
+        return after, _diagnostics(after, losses, mask)
+
+    def _gradient(self, plan: Plan, state: TrainState, arrays: PyTree):
+        """Losses, gradient, mask and overflow of a step's batch."""
+        gradient = plan.gradients(self.loss_fn, microbatch_size=self.microbatch_size, platform=self.platform)
+
+        def of_batch(state, arrays, drawn):
+            batch = self.decode(jax.tree.map(lambda leaf: leaf[drawn.indices], arrays))
+            return gradient(state.params, state.opt_state, batch, drawn.mask)
+
+        if self.placement is not None:
+            return self.placement.on_each(plan.batches, of_batch, arrays, state)
+        drawn = plan.batches.draw(state.sample_key, state.step)
+        return *of_batch(state, arrays, drawn), drawn.mask, drawn.overflow
 
     def _until(self, schedule, state, arrays, stop):
         return jax.lax.while_loop(

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import optax
+from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from jaxdp import _validate, accounting, data
@@ -23,7 +24,7 @@ from jaxdp.accounting.statement import Statement, privacy_statement
 from jaxdp.data.source import Source
 from jaxdp.gradients import Loss
 from jaxdp.plan import Plan
-from jaxdp.training import resume
+from jaxdp.training import placement, resume
 from jaxdp.training.loop import Callback, Evaluate, Loop, Store
 from jaxdp.training.program import Program, TrainState
 from jaxdp.training.resume import Curves
@@ -97,6 +98,7 @@ def train(
     progress: bool = False,
     document: Mapping[str, Any] | None = None,
     program: Program | None = None,
+    mesh: Mesh | str | None = "auto",
 ) -> TrainResult:
     """Trains privately: any loss of one example, any parameters, any Optax optimizer, any data.
 
@@ -125,7 +127,11 @@ def train(
       progress: whether to show a progress bar.
       document: kept in the checkpoints, what JSON can hold.
       program: of an earlier run with the same loss, optimizer, sampler and clipper objects, whose plan
-        differs in seed and scale alone: nothing is compiled again.
+        differs in seed and scale alone: nothing is compiled again, and it runs on the devices that it ran on.
+      mesh: the devices, its axes `AxisType.Auto`: the examples are split along the first, each device draws from
+        and clips those that it holds, and parameters lie on it as given.  `auto` for the parameters' own, or all
+        devices of all processes (`jax.distributed`); None for one device.  A run goes on on any number of
+        devices, with the same batches and the same noise.
 
     Raises:
       ValueError: what is refused, before the first step: parts that do not fit, a claim that has no theorem, a
@@ -161,7 +167,7 @@ def train(
         if program is None:
             program = Program(
                 plan=plan, loss_fn=loss_fn, optimizer=optimizer, decode=source.decode, ema_decay=ema_decay,
-                microbatch_size=microbatch_size,
+                microbatch_size=microbatch_size, placement=placement.of(mesh, params),
             )  # fmt: skip
         elif program.loss_fn is not loss_fn:
             raise ValueError("program: was compiled for another loss_fn than the one given")
@@ -198,13 +204,14 @@ class _Run:
     progress: bool = False
 
     def go(self, store: Store, state: TrainState, budget: float | None) -> TrainResult:
-        arrays = jax.tree.map(jax.numpy.asarray, self.source.arrays)
+        arrays = self.program.rows(self.source.arrays)
         spent, curves, identity = Ledger(), {}, None
         if store.folder is not None:
             identity = resume.identity(self.program, self.plan, self.source, state, arrays)
         if store.going_on:
             resumed = resume.resume(store.folder, state, self.plan, identity)
             state, spent, curves, store.run = resumed
+            state = self.program.placed(state)
         spent_at, stop = self._planned(spent, state, budget)
         claimed(spent_at(state, stop) if self.plan.policy is None else spent, self.claim)  # or refused
         loop = Loop(
