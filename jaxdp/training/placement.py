@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree
 
@@ -212,24 +211,8 @@ def of(mesh: Mesh | str | None, params: PyTree) -> Placement | None:
     return Placement(mesh=mesh, specs=specs, shapes=tuple(np.shape(leaf) for leaf in leaves))
 
 
-def of_first_process(tree: PyTree) -> PyTree:
-    """What process 0 has, on every process."""
-    return tree if jax.process_count() == 1 else multihost_utils.broadcast_one_to_all(tree)
-
-
 def on_one_device(tree: PyTree) -> PyTree:
     """What is the same on all devices, from one of this process: for what only one need compute."""
     one = lambda x: x.addressable_data(0) if len(x.sharding.device_set) > 1 else x  # noqa: E731
     same = all(x.sharding.is_fully_replicated for x in jax.tree.leaves(tree))
     return jax.tree.map(one, tree) if same else tree
-
-
-def on_host(tree: PyTree) -> PyTree:
-    """The whole tree in this process's memory, whichever devices it lies on; all processes call it."""
-
-    def whole(leaf):
-        if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
-            return multihost_utils.process_allgather(leaf, tiled=True)
-        return leaf
-
-    return jax.tree.map(whole, tree)

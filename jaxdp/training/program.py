@@ -26,7 +26,7 @@ from jaxdp._privatize import PrivatizeState, privatize_state
 from jaxdp.gradients import Loss, platforms
 from jaxdp.plan import Plan
 from jaxdp.schedules import Parametric
-from jaxdp.training import placement
+from jaxdp.training import hosts
 from jaxdp.training.placement import Placement
 
 _LEAST_CHUNK = 16  # steps: fewer are over before the next call can be sent
@@ -150,7 +150,7 @@ class Program:
         """The first state, its secret from the seed of the plan, or of another plan that shares the program."""
         plan = self.plan if plan is None else plan
         secret = noise.entropy_key() if plan.seed is None else noise.secret(plan.seed)
-        secret, params = placement.of_first_process(secret), jax.tree.map(jnp.asarray, params)
+        secret, params = hosts.of_first(secret), jax.tree.map(jnp.asarray, params)
         opt_state: Any = optax.chain(plan.privatize(secret), self.optimizer).init(params)
         state = TrainState(
             step=jnp.zeros((), jnp.int32),

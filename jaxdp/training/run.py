@@ -211,7 +211,7 @@ class _Run:
         if store.going_on:
             resumed = resume.resume(store.folder, state, self.plan, identity)
             state, spent, curves, store.run = resumed
-            state = self.program.placed(state)
+            state = self.program.placed(resume.agreed(state))
         spent_at, stop = self._planned(spent, state, budget)
         claimed(spent_at(state, stop) if self.plan.policy is None else spent, self.claim)  # or refused
         loop = Loop(
