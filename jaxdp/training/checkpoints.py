@@ -68,7 +68,11 @@ def _orbax():
     alone = ocp.options.MultiprocessingOptions(
         primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process {me}"
     )
-    handler = ocp.CompositeCheckpointHandler(multiprocessing_options=alone)
+    handler = ocp.CompositeCheckpointHandler(
+        composite_options=ocp.CompositeOptions(multiprocessing_options=alone),
+        state=ocp.StandardCheckpointHandler(multiprocessing_options=alone),
+        document=ocp.JsonCheckpointHandler(multiprocessing_options=alone),
+    )
     return ocp.Checkpointer(handler, multiprocessing_options=alone), ocp.args
 
 
