@@ -50,6 +50,12 @@ SLOW = (
     "tests/gradients/test_pooling.py::test_pooling_is_that_of_reduce_window",
     "tests/accounting/test_filters.py::test_kill_9",
     "tests/test_notebooks.py",
+    "tests/clipping/test_mesh.py::test_meshes_with_other_axes",
+    "tests/training/test_mesh.py::test_four_devices",
+    "tests/training/test_mesh.py::test_parameters_and",
+    "tests/training/test_mesh.py::test_examples_along",
+    "tests/training/test_mesh.py::test_a_",
+    "tests/commands/test_processes.py",
 )
 
 

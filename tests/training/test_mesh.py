@@ -39,26 +39,26 @@ def planned(kind="poisson", clipper=clipping.flat(1.0), sigma=2.0, steps=STEPS):
     sigma = None if clipper is None else sigma
     return jaxdp.Plan(clipper=clipper, noise_multiplier=sigma, sampler=sampler, steps=steps, seed=3)
 
-def trained(mesh, params=PARAMS, plan=None, **options):
+def trained(mesh, params=PARAMS, plan=None, optimizer=optax.adam(0.05), **options):
     plan = planned() if plan is None else plan
     options = {"ema_decay": 0.9, "every": 10} | options
-    return jaxdp.train(loss_fn, params, DATA, plan, optax.adam(0.05), CLAIM, mesh=mesh, **options)
+    return jaxdp.train(loss_fn, params, DATA, plan, optimizer, CLAIM, mesh=mesh, **options)
 
 def apart(a, b):
     return max(float(np.abs(x - y).max()) for x, y in zip(*map(jax.tree.leaves, jax.device_get((a, b)))))
 """
 
 _SAME = """
-for kind in ("poisson", "shuffled", "full"):
-    for clipper, sigma in ((clipping.flat(1.0), 1e-3), (None, None)):
-        # Noise on a grid so fine that a cell more or less is below what is compared.
-        plan = planned(kind, clipper, sigma)
-        one = trained(None, plan=plan)
-        for devices in (2, 4):
-            many = trained(mesh_of(devices), plan=plan)
-            assert apart(one.params, many.params) < (1e-6 if clipper else 1e-5)
-            assert many.ledger == one.ledger and many.epsilon == one.epsilon
-            assert many.program.placement.parts == devices and "devices" in str(many.program.placement)
+# Noise on a grid so fine that a cell more or less is below what is compared.
+cases = [(kind, clipping.flat(1.0), 1e-3) for kind in ("poisson", "shuffled", "full")]
+for kind, clipper, sigma in (*cases, ("poisson", None, None)):
+    plan = planned(kind, clipper, sigma)
+    one = trained(None, plan=plan, optimizer=optax.sgd(0.5))
+    many = trained(mesh_of(4), plan=plan, optimizer=optax.sgd(0.5))
+    print(kind, apart(one.params, many.params), file=sys.stderr)
+    assert apart(one.params, many.params) < 1e-6
+    assert many.ledger == one.ledger and many.epsilon == one.epsilon
+    assert many.program.placement.parts == 4 and "4 devices" in str(many.program.placement)
 one, many = trained(None), trained("auto")  # as noisy as runs are: the grid hides how sums are rounded
 assert many.program.placement.mesh.size == 4 and apart(one.params, many.params) < 1e-6
 print("held")
@@ -146,7 +146,7 @@ def test_a_copy_that_goes_on_on_another_number_of_devices_shares_no_noise(tmp_pa
 
 
 @pytest.mark.parametrize("kind", ["poisson", "poisson everything", "shuffled", "full"])
-@pytest.mark.parametrize("shards", [1, 2, 4, 7])
+@pytest.mark.parametrize("shards", [2, 7])
 def test_the_union_of_what_the_shards_draw_is_the_batch(kind, shards):
     rate = 1.0 if kind == "poisson everything" else 0.2
     sampler = sampling.create(kind.split()[0], 301, rate, 50)
