@@ -33,8 +33,8 @@ def clipped_gradients(
         `microbatches.automatic_size`.  A batch that it does not divide is padded, and the padding masked.
       method: see `gradients.per_example`.
       convolution, platform: see `gradients.per_example`.
-      batch_axes: axes of a mesh along which the batch is split, each of whose devices clips the examples that it
-        holds: None for those in its type, or where those are not said (`AxisType.Auto`) the mesh's first axis.
+      batch_axes: axes of a mesh along which the batch is split, each of whose devices clips the examples that
+        it holds: None for those in its type, or where it says none (`AxisType.Auto`) the mesh's first axis.
         Parameters that are split along these are gathered once; () leaves all to XLA, which gathers no batch,
         and reduces after every microbatch.
 
@@ -61,7 +61,7 @@ def clipped_gradients(
         return value, clipper.clip(grads, clip_state, step, mask)
 
     def size_of_pieces(params, batch, *shared):
-        if microbatch_size != "auto":
+        if not isinstance(microbatch_size, str):
             return microbatch_size
         example = microbatches.example_bytes(per_example, params, batch, *shared)
         return microbatches.automatic_size(example, platform)

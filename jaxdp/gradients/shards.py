@@ -30,8 +30,8 @@ def _axes(found: str | Sequence[str] | None) -> tuple[str, ...]:
 
 
 def of(batch: PyTree, batch_axes: str | Sequence[str] | None = None) -> Shards | None:
-    """How a batch is split; None where nothing can be said: on one device, inside a `shard_map` of the caller's,
-    or where its rows cannot lie evenly.
+    """How a batch is split; None where nothing can be said: on one device, inside a `shard_map` of the
+    caller's, or where its rows cannot lie evenly.
 
     Args:
       batch: arrays [B, ...].

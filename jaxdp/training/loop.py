@@ -139,7 +139,9 @@ class Loop:
     def _measure(self, step: int, state: TrainState, diagnostics: Diagnostics) -> None:
         """Keeps what was measured, to be read one epoch late so that the device never waits for the host."""
         self._flush()
-        measured = {} if self.evaluate is None else dict(self.evaluate(on_one_device(_copied(state.evaluated))))
+        measured = (
+            {} if self.evaluate is None else dict(self.evaluate(on_one_device(_copied(state.evaluated))))
+        )
         bound = getattr(state.private.clip, "bound", None) if state.private is not None else None
         if bound is not None:
             measured["l2_norm_clip"] = _copied(bound)

@@ -168,10 +168,11 @@ class Placement:
             return PartitionSpec()
         places = map(self._scattered, self.specs)
         specs = [
-            PartitionSpec() if place is None else PartitionSpec(*[None] * place, self.axis) for place in places
+            PartitionSpec() if place is None else PartitionSpec(*[None] * place, self.axis)
+            for place in places
         ]
         gradients = jax.tree.unflatten(jax.tree.structure(state.params), specs)
-        rest = [PartitionSpec()] * (len(ClippedSum._fields) - 1)
+        rest: list[Any] = [PartitionSpec()] * (len(ClippedSum._fields) - 1)
         return ClippedSum(gradients, *rest)
 
 
@@ -197,7 +198,9 @@ def of(mesh: Mesh | str | None, params: PyTree) -> Placement | None:
             mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
     if mesh is None or mesh.size == 1:
         if jax.process_count() > 1:
-            raise ValueError(f"mesh={mesh}: {jax.process_count()} processes make one run on all their devices")
+            raise ValueError(
+                f"mesh={mesh}: {jax.process_count()} processes make one run on all their devices"
+            )
         return None
     for sharding in own:
         if sharding.mesh.size > 1 and sharding.mesh != mesh:

@@ -168,9 +168,8 @@ class Program:
 
     def rows(self, arrays: PyTree) -> PyTree:
         """The data of the host on the devices, as the program takes them."""
-        if self.placement is None:
-            return jax.tree.map(jnp.asarray, arrays)
-        return self.placement.rows(arrays, self.plan.batches)
+        place = self.placement
+        return jax.tree.map(jnp.asarray, arrays) if place is None else place.rows(arrays, self.plan.batches)
 
     def step(self, plan: Plan, state: TrainState, arrays: PyTree) -> tuple[TrainState, Diagnostics]:
         """One step.
@@ -184,9 +183,7 @@ class Program:
 
     def _step(self, schedule: Parametric | None, state: TrainState, arrays: PyTree):
         self.traces.append(1)
-        plan = dataclasses.replace(
-            self.plan, seed=None
-        )  # of the first state alone: not a part of the program
+        plan = dataclasses.replace(self.plan, seed=None)  # of the first state alone, not of the program
         if schedule is not None:
             plan = dataclasses.replace(plan, noise_multiplier=schedule)
         losses, grads, mask, overflow = self._gradient(plan, state, arrays)
@@ -203,8 +200,7 @@ class Program:
             overflow=state.overflow | overflow,
             average=average,
         )
-        if self.placement is not None:
-            after = self.placement.constrained(after, after.params)
+        after = after if self.placement is None else self.placement.constrained(after, after.params)
         return after, _diagnostics(after, losses, mask)
 
     def _gradient(self, plan: Plan, state: TrainState, arrays: PyTree):
@@ -221,11 +217,9 @@ class Program:
         return *of_batch(state, arrays, drawn), drawn.mask, drawn.overflow
 
     def _until(self, schedule, state, arrays, stop):
-        return jax.lax.while_loop(
-            lambda carry: (carry[0].step < stop) & self.admits(carry[0]),
-            lambda carry: self._step(schedule, carry[0], arrays),
-            (state, _nothing()),
-        )
+        goes_on = lambda carry: (carry[0].step < stop) & self.admits(carry[0])  # noqa: E731
+        step = lambda carry: self._step(schedule, carry[0], arrays)  # noqa: E731
+        return jax.lax.while_loop(goes_on, step, (state, _nothing()))
 
     def _times(self, schedule, state, arrays, count):
         steps = lambda _, carry: self._step(schedule, carry[0], arrays)  # noqa: E731
@@ -320,10 +314,8 @@ def _function_values(plan: Plan) -> Any:
 
 
 def _diagnostics(state: TrainState, losses: Array, mask: Array) -> Diagnostics:
-    private = state.private
+    private, loss = state.private, jnp.where(mask, losses, 0).sum()
     if private is None:
-        loss = jnp.where(mask, losses, 0).sum() / jnp.maximum(mask.sum(), 1)
-        return Diagnostics(loss, jnp.float32(jnp.nan), jnp.int32(0))
+        return Diagnostics(loss / jnp.maximum(mask.sum(), 1), jnp.float32(jnp.nan), jnp.int32(0))
     count = jnp.maximum(private.examples, 1)
-    loss = jnp.where(mask, losses, 0).sum() / count
-    return Diagnostics(loss, private.clipped / count, private.nonfinite)
+    return Diagnostics(loss / count, private.clipped / count, private.nonfinite)

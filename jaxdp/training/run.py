@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import optax
 from jax.sharding import Mesh
 from jaxtyping import PyTree
@@ -128,10 +127,10 @@ def train(
       document: kept in the checkpoints, what JSON can hold.
       program: of an earlier run with the same loss, optimizer, sampler and clipper objects, whose plan
         differs in seed and scale alone: nothing is compiled again, and it runs on the devices that it ran on.
-      mesh: the devices, its axes `AxisType.Auto`: the examples are split along the first, each device draws from
-        and clips those that it holds, and parameters lie on it as given.  `auto` for the parameters' own, or all
-        devices of all processes (`jax.distributed`); None for one device.  A run goes on on any number of
-        devices, with the same batches and the same noise.
+      mesh: the devices, its axes `AxisType.Auto`: the examples are split along the first, each device draws
+        from and clips those that it holds, and parameters lie on it as given.  `auto` for the parameters' own,
+        or all devices of all processes (`jax.distributed`); None for one device.  A run goes on on any number
+        of devices, in its own folder with the same batches and noise; a copy of it takes new keys there.
 
     Raises:
       ValueError: what is refused, before the first step: parts that do not fit, a claim that has no theorem, a

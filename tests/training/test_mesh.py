@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from on_devices import run
 
-from jaxdp import clipping, noise, sampling
+from jaxdp import noise, sampling
 from jaxdp.training import placement
 
 _SETTING = """
