@@ -135,8 +135,8 @@ def section(documents: list[dict[str, Any]]) -> str:
         for row in document["records"]
     ]
     note = (
-        "The same run on a memory-mapped file and with its data held, in turns. `peak` is of a whole process that "
-        "trains on the file, `baseline` of the same run on a few examples.\n"
+        "The same run on a memory-mapped file and with its data held, in turns. `peak` is of a whole "
+        "process that trains on the file, `baseline` of the same run on a few examples.\n"
     )
     return "\n".join(
         ["## Data that do not fit\n", note, markdown([name.replace("_", " ") for name in shown], rows)]

@@ -58,6 +58,8 @@ class Sampler:
       draw: `(key, step) -> Batch`; the same key (see `jaxdp.noise.secret`) and step give the same batch, by
         ChaCha, from a stream that no noise is drawn from: both may have the same key.
       steps: of Poisson batches, the length of run for which its places suffice; None for any.
+      draw_rows: `(key, step, first, rows, places) -> Batch`, the batch's members among `rows` rows from the
+        traced `first` on, without looking at others; see `on_shards`.
     """
 
     kind: str
@@ -68,6 +70,7 @@ class Sampler:
     steps_per_epoch: int | None
     draw: Callable[[Array, Int[Array, ""] | int], Batch]
     steps: int | None = None
+    draw_rows: Callable[..., Batch] | None = None
 
     def __post_init__(self):
         _validate.whole(examples=self.examples, physical_batch_size=self.physical_batch_size)
@@ -85,6 +88,43 @@ class Sampler:
             rate=self.sampling_rate,
             steps_per_epoch=self.steps_per_epoch if self.kind == "shuffled" else None,
         )
+
+    def on_shards(self, shards: int) -> tuple[int, Callable[[Array, Array, Array], Batch]]:
+        """How the same batches are drawn where the data lie in shards, each from the rows that it holds.
+
+        Args:
+          shards: how many; the i-th holds the rows from `i * rows` on.
+
+        Returns:
+          Rows of a shard, and `(key, step, shard) -> Batch` with indices into these.  Rows at and beyond
+          `examples` fill the last shards up and are never drawn.
+
+        Formal guarantee: the union over the shards is the batch of `draw`, whatever their number, and no row is
+        in two; so the accountant is told the same.  The places suffice with the probability of `physical_size`
+        for all shards together.
+        """
+        rows = -(-self.examples // (shards * noise.IN_BLOCK)) * noise.IN_BLOCK
+        if self.kind == "poisson" and self.steps is not None:
+            places = physical_size(rows, self.sampling_rate, self.steps * shards)
+        else:
+            places = min(rows, self.physical_batch_size)
+        draw_rows = self._of_whole if self.draw_rows is None else self.draw_rows
+        return rows, lambda key, step, shard: draw_rows(key, step, shard * rows, rows, places)
+
+    def _of_whole(self, key, step, first, rows: int, places: int) -> Batch:
+        """Of a batch that every shard draws, the members in its own rows."""
+        whole = self.draw(key, step)
+        mine = whole.mask & (whole.indices >= first) & (whole.indices < first + rows)
+        part = _members(mine, places)
+        indices = jnp.where(part.mask, whole.indices[part.indices] - first, 0)
+        return part._replace(indices=indices, overflow=part.overflow | whole.overflow)
+
+
+def _members(chosen: Bool[Array, " n"], places: int) -> Batch:
+    """Where `chosen` is true, in so many places."""
+    count = chosen.sum()
+    (indices,) = jnp.nonzero(chosen, size=places, fill_value=0)
+    return Batch(indices, jnp.arange(places) < count, count > places)
 
 
 def physical_size(examples: int, sampling_rate: float, steps: int) -> int:
@@ -118,10 +158,12 @@ def poisson(examples: int, sampling_rate: float, steps: int) -> Sampler:
 
     def draw(key, step):
         everyone = jnp.ones(examples, bool)
-        chosen = noise.below(key, step, examples, threshold) if sampling_rate < 1 else everyone
-        count = chosen.sum()
-        (indices,) = jnp.nonzero(chosen, size=size, fill_value=0)
-        return Batch(indices, jnp.arange(size) < count, count > size)
+        return _members(noise.below(key, step, examples, threshold) if sampling_rate < 1 else everyone, size)
+
+    def draw_rows(key, step, first, rows, places):
+        there = first + jnp.arange(rows) < examples
+        chosen = noise.below(key, step, rows, threshold, first) if sampling_rate < 1 else there
+        return _members(chosen & there, places)
 
     return Sampler(
         kind="poisson",
@@ -132,6 +174,7 @@ def poisson(examples: int, sampling_rate: float, steps: int) -> Sampler:
         steps_per_epoch=None,
         draw=draw,
         steps=steps,
+        draw_rows=draw_rows,
     )
 
 

@@ -75,6 +75,12 @@ SLOW = (
     "tests/training/test_training.py::test_kill_9",
     "tests/training/test_training.py::test_accuracy",
     "tests/training/test_training.py::test_the_ledger_says_how_batches_were_drawn[shuffled]",
+    "tests/clipping/test_mesh.py::test_meshes_with_other_axes",
+    "tests/training/test_mesh.py::test_four_devices",
+    "tests/training/test_mesh.py::test_parameters_and",
+    "tests/training/test_mesh.py::test_examples_along",
+    "tests/training/test_mesh.py::test_a_",
+    "tests/commands/test_processes.py",
 )
 
 

@@ -8,6 +8,7 @@
 | `microbatches` | how many examples' gradients exist at the same time                                      |
 | `inputs`       | parameters, batches and masks: which are taken, which are refused by name                |
 | `independence` | refuses losses in which an example could see others                                      |
+| `shards`       | which devices of a mesh hold which examples                                              |
 | `convolution`, `pooling` | forms that XLA runs fast on a CPU                                              |
 | `correlation`  | convolutions of two arrays of an example, as products                                    |
 | `platforms`    | what a program is made for                                                               |

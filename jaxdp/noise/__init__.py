@@ -21,7 +21,7 @@ from jaxdp.noise.grid import released as released
 
 VERSION = 3  # of what a secret gives: a run that began with another goes on with new keys
 GRADIENTS, CLIPPER, BATCHES, ORDERS = range(4)  # what a stream of draws is for
-_IN_BLOCK = 16  # words
+IN_BLOCK = 16  # words: places of examples that are drawn together
 
 
 def entropy_key() -> UInt32[Array, "8"]:
@@ -65,22 +65,35 @@ def words(key: Array, epoch: Shaped[Array, ""] | int, count: int) -> UInt32[Arra
 
 
 def below(
-    key: Array, step: Shaped[Array, ""] | int, count: int, threshold: UInt32[Array, ""]
+    key: Array,
+    step: Shaped[Array, ""] | int,
+    count: int,
+    threshold: UInt32[Array, ""],
+    first: Shaped[Array, ""] | int = 0,
 ) -> Bool[Array, " count"]:
-    """Whether random words for the batch of a step are below a threshold."""
+    """Whether random words for the batch of a step are below a threshold.
+
+    Args:
+      key, step: of the batch.
+      count: words, of the places `first .. first + count - 1`.
+      threshold: what each is compared with.
+      first: a multiple of 16, `IN_BLOCK`.
+    """
     bits = [
         (word < threshold).astype(jnp.uint32) << jnp.uint32(i)
-        for i, word in enumerate(_blocks(key, step, count, BATCHES))
+        for i, word in enumerate(_blocks(key, step, count, BATCHES, first))
     ]
     # One value of a block behind a quotient, as in `grid`.
     packed = sum(bits, jnp.uint32(0)) // ((jnp.asarray(step).astype(jnp.uint32) >> 31) + 1)
-    shape = (len(packed), _IN_BLOCK)
+    shape = (len(packed), IN_BLOCK)
     every = jax.lax.broadcast_in_dim(packed, shape, (0,)) >> jax.lax.broadcasted_iota(jnp.uint32, shape, 1)
     return (every & 1).astype(bool).reshape(-1)[:count]
 
 
-def _blocks(key, step, count: int, purpose: int) -> list[Array]:
-    counter = jax.lax.iota(jnp.uint32, -(-count // _IN_BLOCK))
+def _blocks(key, step, count: int, purpose: int, first: Array | int = 0) -> list[Array]:
+    counter = jax.lax.iota(jnp.uint32, -(-count // IN_BLOCK))
+    if not (isinstance(first, int) and first == 0):
+        counter = counter + jnp.asarray(first // IN_BLOCK).astype(jnp.uint32)
     return blocks(secret(key), counter, (step, 0, purpose))
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
 from jaxdp import data
@@ -17,7 +18,7 @@ from jaxdp.data.source import as_source
 from jaxdp.models import Model
 from jaxdp.plan import Plan
 from jaxdp.sampling import Sampler
-from jaxdp.training import checkpoints
+from jaxdp.training import checkpoints, placement
 from jaxdp.training.config import OPTIONS, TrainConfig
 from jaxdp.training.parts import loss_fn, model, noise, optimizer, plan, resolved
 from jaxdp.training.program import Program, TrainState
@@ -159,6 +160,7 @@ def build(
     network: Model | None = None,
     sampler: Sampler | None = None,
     kept: ledger.Filter | None = None,
+    mesh: Mesh | str | None = None,
 ) -> Run:
     """Makes what a configuration describes.
 
@@ -168,6 +170,7 @@ def build(
       network: a network with its initial parameters, whatever the seed; None makes the configured one.
       sampler: how batches are drawn; None makes the configured one.
       kept: of an adaptive schedule that goes on, its filter.
+      mesh: the devices, see `jaxdp.train`.
 
     Raises:
       ValueError: a configuration that cannot be run.
@@ -187,6 +190,7 @@ def build(
         decode=as_source(dataset).decode,
         ema_decay=config.ema_decay,
         microbatch_size=config.microbatch_size,
+        placement=placement.of(mesh, made.params),
     )
     return Run(
         config=config,

@@ -15,8 +15,9 @@ from jaxtyping import PyTree
 from jaxdp.accounting.ledger import Ledger
 from jaxdp.adaptive_noise import Adaptive
 from jaxdp.plan import Plan
-from jaxdp.training import checkpoints, resume
+from jaxdp.training import checkpoints, hosts, resume
 from jaxdp.training.feed import Feed
+from jaxdp.training.placement import on_one_device
 from jaxdp.training.program import Diagnostics, Program, TrainState
 from jaxdp.training.resume import Curves
 
@@ -29,7 +30,9 @@ class Store(contextlib.AbstractContextManager):
 
     def __init__(self, folder: pathlib.Path | None, wanted: bool, document: dict[str, Any]):
         self.folder, self.document, self.run = folder, document, uuid.uuid4().hex
-        self.writer = None if folder is None else checkpoints.Writer(folder)
+        first = jax.process_index() == 0  # of the processes of a run, the one that writes
+        self.writer = checkpoints.Writer(folder) if folder is not None and first else None
+        hosts.meet("the folder")
         self.going_on = folder is not None and checkpoints.latest_step(folder) is not None
         if self.writer is not None and self.going_on and not wanted:
             self.writer.close()
@@ -94,7 +97,7 @@ class Loop:
             compiled_for = arrays.empty if isinstance(arrays, Feed) else arrays
             state, _ = jax.block_until_ready(program.advance(self.plan, state, compiled_for, (first, first)))
         if self.evaluate is not None:
-            jax.block_until_ready(self.evaluate(_copied(state.evaluated)))
+            jax.block_until_ready(self.evaluate(on_one_device(_copied(state.evaluated))))
         compile_seconds = time.perf_counter() - began
         self._show(first, state)
         bar = tqdm(total=stop, initial=first, unit="step", disable=not self.progress)
@@ -111,9 +114,10 @@ class Loop:
             if reached == done:
                 break  # the filter stopped where the last pause was
             self._measure(reached, state, diagnostics)
-            if self.store.writer is not None or self.callbacks:
+            hosts.meet(f"step {reached}")
+            if self.store.folder is not None or self.callbacks:
                 self._flush()  # or an error, before anyone is shown a batch that is not what is charged for
-            if self.store.writer is not None:
+            if self.store.folder is not None:
                 self._save(reached, state)
             self._show(reached, state)
             bar.update(reached - done)
@@ -126,20 +130,25 @@ class Loop:
 
     def _show(self, step: int, state: TrainState) -> None:
         for callback in self.callbacks:
-            callback(step, _copied(state.params))
+            callback(step, on_one_device(_copied(state.params)))
 
     def _save(self, step: int, state: TrainState) -> None:
-        assert self.store.writer is not None and self.identity is not None
-        spent = self.spent_at(state, step)
-        document = {**self.store.document, "run": self.store.run, **self.identity}
-        self.store.writer.save(
-            step, resume.storable(state), {**document, "ledger": spent.to_json(), "curves": self.curves}
-        )
+        assert self.store.folder is not None and self.identity is not None
+        storable = hosts.on_host(resume.storable(state))
+        if self.store.writer is not None:
+            spent, place = self.spent_at(state, step), resume.place_of(self.store.folder)
+            document = {**self.store.document, "run": self.store.run, **self.identity, "place": place}
+            self.store.writer.save(
+                step, storable, {**document, "ledger": spent.to_json(), "curves": self.curves}
+            )
+        hosts.meet(f"checkpoint {step}")  # shown to nobody before
 
     def _measure(self, step: int, state: TrainState, diagnostics: Diagnostics) -> None:
         """Keeps what was measured, to be read one epoch late so that the device never waits for the host."""
         self._flush()
-        measured = {} if self.evaluate is None else dict(self.evaluate(_copied(state.evaluated)))
+        measured = (
+            {} if self.evaluate is None else dict(self.evaluate(on_one_device(_copied(state.evaluated))))
+        )
         bound = getattr(state.private.clip, "bound", None) if state.private is not None else None
         if bound is not None:
             measured["l2_norm_clip"] = _copied(bound)

@@ -14,92 +14,25 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Bool, PyTree
 
 from jaxdp import noise, schedules
-from jaxdp._privatize import PrivatizeState, privatize_state
+from jaxdp._privatize import privatize_state
 from jaxdp.gradients import Loss, platforms
 from jaxdp.plan import Plan
 from jaxdp.schedules import Parametric
+from jaxdp.training import hosts
+from jaxdp.training.placement import Placement
+from jaxdp.training.state import Diagnostics, TrainState, averaged, diagnostics, nothing
 from jaxdp.training.window import Window
 
 _LEAST_CHUNK = 16  # steps: fewer are over before the next call can be sent
-
-
-class TrainState(NamedTuple):
-    """All that changes during a run, and all that a checkpoint needs of it.
-
-    Attributes:
-      step: steps made.
-      params: the model's parameters.
-      opt_state: of the whole chain; its first part is `PrivatizeState` in a private run.
-      sample_key: the secret that batches are derived from: the noise's own, in another stream, unless a run
-        went on with shuffled batches.
-      overflow: whether a Poisson batch ever outgrew its places; the run must not go on then.
-      average: exponential moving average of the parameters after each step, see `averaged`; () without one.
-    """
-
-    step: Int[Array, ""]
-    params: PyTree
-    opt_state: PyTree
-    sample_key: Array
-    overflow: Bool[Array, ""]
-    average: PyTree = ()
-
-    @property
-    def evaluated(self) -> PyTree:
-        """The parameters to evaluate and to use: the average where one is kept, else those of the step."""
-        return self.average if jax.tree.leaves(self.average) else self.params
-
-    @property
-    def private(self) -> PrivatizeState | None:
-        """The part that `privatize` owns; None in a run without privacy."""
-        first = self.opt_state[0]
-        return first if isinstance(first, PrivatizeState) else None
-
-    def with_private(self, private: PrivatizeState) -> "TrainState":
-        """The state with another of `privatize`."""
-        return self._replace(opt_state=(private, *self.opt_state[1:]))
-
-
-class Diagnostics(NamedTuple):
-    """Of an epoch's last step, computed without noise: for the curator, covered by no epsilon.
-
-    Attributes:
-      loss: mean training loss of the batch.
-      clipped: share of the batch that was scaled down; NaN without privacy.
-      nonfinite: examples left out since the start, their gradient not being finite.
-    """
-
-    loss: Float[Array, ""]
-    clipped: Float[Array, ""]
-    nonfinite: Int[Array, ""]
-
-
-def averaged(average: PyTree, params: PyTree, step: Int[Array, ""], decay: float) -> PyTree:
-    """The exponential moving average of the parameters with those after one more step.
-
-    After n steps their weights are decay^(n - 1), ..., decay, 1, divided by their sum: the initial parameters
-    have none, and no bias is left to correct (it is what `optax.ema` gives with its debiasing).
-
-    Formal guarantee: the average is a function of the noised parameters alone, which the run's epsilon covers
-    all together (post-processing), so it costs no privacy.  Without noise it protects nothing, and it hides
-    nothing: whoever sees the run sees the parameters of the steps, and those are what attacks are given.
-
-    Args:
-      average: the average before, of the structure of `params`; whatever it is before the first step.
-      params: the parameters after the step.
-      step: the number of the step, from 0.
-      decay: in (0, 1).
-    """
-    sum_of_weights = -jnp.expm1(math.log(decay) * (step + 1)) / (1 - decay)
-    return optax.incremental_update(params, average, 1 / sum_of_weights)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -114,6 +47,7 @@ class Program:
       ema_decay: of the average of the parameters; None for none.
       microbatch_size: see `jaxdp.clipped_gradients`.
       platform: what it will run on, see `gradients.platforms.resolved`.
+      placement: where all lies on several devices; None for one.
       traces: grows by one entry each time the step is traced.
     """
 
@@ -124,6 +58,7 @@ class Program:
     ema_decay: float | None = None
     microbatch_size: int | str | None = "auto"
     platform: str = "auto"
+    placement: Placement | None = None
     traces: list[int] = dataclasses.field(default_factory=list)
     _asked: Any = dataclasses.field(init=False, repr=False)
 
@@ -148,9 +83,9 @@ class Program:
         """The first state, its secret from the seed of the plan, or of another plan that shares the program."""
         plan = self.plan if plan is None else plan
         secret = noise.entropy_key() if plan.seed is None else noise.secret(plan.seed)
-        params = jax.tree.map(jnp.asarray, params)
+        secret, params = hosts.of_first(secret), jax.tree.map(jnp.asarray, params)
         opt_state: Any = optax.chain(plan.privatize(secret), self.optimizer).init(params)
-        return TrainState(
+        state = TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,
             opt_state=opt_state,
@@ -158,6 +93,16 @@ class Program:
             overflow=jnp.zeros((), bool),
             average=() if self.ema_decay is None else jax.tree.map(jnp.copy, params),
         )
+        return self.placed(state)
+
+    def placed(self, state: TrainState) -> TrainState:
+        """The state where the program has it."""
+        return state if self.placement is None else self.placement.placed(state, state.params)
+
+    def rows(self, arrays: PyTree) -> PyTree:
+        """The data of the host on the devices, as the program takes them."""
+        place = self.placement
+        return jax.tree.map(jnp.asarray, arrays) if place is None else place.rows(arrays, self.plan.batches)
 
     def step(self, plan: Plan, state: TrainState, arrays: PyTree) -> tuple[TrainState, Diagnostics]:
         """One step.
@@ -171,18 +116,10 @@ class Program:
 
     def _step(self, schedule: Parametric | None, state: TrainState, arrays: PyTree):
         self.traces.append(1)
-        plan = dataclasses.replace(
-            self.plan, seed=None
-        )  # of the first state alone: not a part of the program
+        plan = dataclasses.replace(self.plan, seed=None)  # of the first state alone, not of the program
         if schedule is not None:
             plan = dataclasses.replace(plan, noise_multiplier=schedule)
-        if isinstance(arrays, Window):
-            drawn, arrays = arrays.drawn(state.step), arrays.rows
-        else:
-            drawn = plan.batches.draw(state.sample_key, state.step)
-        batch = self.decode(jax.tree.map(lambda leaf: leaf[drawn.indices], arrays))
-        gradient = plan.gradients(self.loss_fn, microbatch_size=self.microbatch_size, platform=self.platform)
-        losses, grads = gradient(state.params, state.opt_state, batch, drawn.mask)
+        losses, grads, mask, overflow = self._gradient(plan, state, arrays)
         chain = optax.chain(plan.privatize(), self.optimizer)
         updates, opt_state = chain.update(grads, state.opt_state, state.params)
         params, average = optax.apply_updates(state.params, updates), state.average
@@ -193,21 +130,36 @@ class Program:
             params=params,
             opt_state=opt_state,
             sample_key=state.sample_key,
-            overflow=state.overflow | drawn.overflow,
+            overflow=state.overflow | overflow,
             average=average,
         )
-        return after, _diagnostics(after, losses, drawn.mask)
+        after = after if self.placement is None else self.placement.constrained(after, after.params)
+        return after, diagnostics(after, losses, mask)
+
+    def _gradient(self, plan: Plan, state: TrainState, arrays: PyTree):
+        """Losses, gradient, mask and overflow of a step's batch."""
+        gradient = plan.gradients(self.loss_fn, microbatch_size=self.microbatch_size, platform=self.platform)
+
+        def of_batch(state, arrays, drawn):
+            batch = self.decode(jax.tree.map(lambda leaf: leaf[drawn.indices], arrays))
+            return gradient(state.params, state.opt_state, batch, drawn.mask)
+
+        if self.placement is not None:
+            return self.placement.on_each(plan.batches, of_batch, arrays, state)
+        if isinstance(arrays, Window):
+            drawn, arrays = arrays.drawn(state.step), arrays.rows
+        else:
+            drawn = plan.batches.draw(state.sample_key, state.step)
+        return *of_batch(state, arrays, drawn), drawn.mask, drawn.overflow
 
     def _until(self, schedule, state, arrays, stop):
-        return jax.lax.while_loop(
-            lambda carry: (carry[0].step < stop) & self.admits(carry[0]),
-            lambda carry: self._step(schedule, carry[0], arrays),
-            (state, _nothing()),
-        )
+        goes_on = lambda carry: (carry[0].step < stop) & self.admits(carry[0])  # noqa: E731
+        step = lambda carry: self._step(schedule, carry[0], arrays)  # noqa: E731
+        return jax.lax.while_loop(goes_on, step, (state, nothing()))
 
     def _times(self, schedule, state, arrays, count):
         steps = lambda _, carry: self._step(schedule, carry[0], arrays)  # noqa: E731
-        return jax.lax.fori_loop(0, count, steps, (state, _nothing()))
+        return jax.lax.fori_loop(0, count, steps, (state, nothing()))
 
     @functools.cached_property
     def _compiled(self) -> tuple[Any, Any]:
@@ -256,7 +208,7 @@ class Program:
         schedule, (first, stop) = _traced(plan), steps
         if not chunk or first == stop:
             return self._compiled[1](schedule, state, arrays, jnp.int32(stop))
-        diagnostics = _nothing()
+        diagnostics = nothing()
         for _ in range(first, stop, chunk):
             state, diagnostics = self._counted(schedule, state, arrays, chunk)
         return state, diagnostics
@@ -272,10 +224,6 @@ class Program:
         private, clipper = privatize_state(state.opt_state), self.plan.clipper
         assert clipper is not None and clipper.sensitivity is not None
         return self.plan.policy.admits(private.noise, clipper.sensitivity(private.clip, private.step))
-
-
-def _nothing() -> Diagnostics:
-    return Diagnostics(jnp.float32(jnp.nan), jnp.float32(jnp.nan), jnp.int32(0))
 
 
 def _without_arguments(plan: Plan) -> Plan:
@@ -295,13 +243,3 @@ def _function_values(plan: Plan) -> Any:
     if plan.schedule is None or isinstance(plan.schedule, Parametric):
         return ()
     return schedules.values(plan.schedule, plan.steps)
-
-
-def _diagnostics(state: TrainState, losses: Array, mask: Array) -> Diagnostics:
-    private = state.private
-    if private is None:
-        loss = jnp.where(mask, losses, 0).sum() / jnp.maximum(mask.sum(), 1)
-        return Diagnostics(loss, jnp.float32(jnp.nan), jnp.int32(0))
-    count = jnp.maximum(private.examples, 1)
-    loss = jnp.where(mask, losses, 0).sum() / count
-    return Diagnostics(loss, private.clipped / count, private.nonfinite)

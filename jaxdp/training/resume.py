@@ -6,6 +6,7 @@ constants, the clipper and the sizes of microbatches, and so all that decides wh
 rounded.
 """
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -23,11 +24,12 @@ from jaxdp.accounting.ledger import Filter, Ledger
 from jaxdp.data.source import Source
 from jaxdp.data.stream import Stream
 from jaxdp.plan import Plan
-from jaxdp.training import checkpoints
+from jaxdp.training import checkpoints, hosts
 from jaxdp.training.feed import Feed
 from jaxdp.training.program import Program, TrainState
 
 Curves = dict[str, list[float]]
+_DEVICE_COUNT = "xla_force_host_platform_device_count"
 _PYTHON = "_python_"  # in the names of all calls of Python from a compiled program, which tell it by a number
 
 
@@ -41,17 +43,44 @@ def identity(
       state and keys; another each time where it calls Python, which its text does not show.  `clip`: the
       clipper's state at the start.
     """
-    if isinstance(arrays, Feed):
-        text = program.lowered(state, arrays.empty) + arrays.described()
-    else:
-        text = program.lowered(state, arrays)
+    text = _text(program, state, arrays)
     leaves = [] if state.private is None else jax.tree.leaves(state.private.clip)
     clip = [np.asarray(leaf).tolist() for leaf in leaves]
     unseen = os.urandom(16).hex() if _PYTHON in text else ""
     digest = hashlib.sha256(text.encode())
     for part in (_charged(plan), _injected(state), clip, _machine(), noise.VERSION, unseen):
         digest.update(json.dumps(part).encode())
-    return {"examples": source.fingerprint, "program": digest.hexdigest(), "clip": clip}
+    return {
+        "examples": source.fingerprint,
+        "program": digest.hexdigest(),
+        "clip": clip,
+        "devices": _devices(program),
+    }
+
+
+def _text(program: Program, state: TrainState, arrays: PyTree | Feed) -> str:
+    """The program on one device: how many there are does not change which batches and noise a run has."""
+    if isinstance(arrays, Feed):
+        return program.lowered(state, arrays.empty) + arrays.described()
+    if program.placement is None:
+        return program.lowered(state, arrays)
+    alone = dataclasses.replace(program, placement=None, traces=[])
+    shaped = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)  # noqa: E731
+    rows = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((program.plan.batches.examples, *x.shape[1:]), x.dtype), arrays
+    )
+    return alone.lowered(jax.tree.map(shaped, state), rows)
+
+
+def _devices(program: Program) -> str:
+    """The mesh, which decides how sums are rounded, and nothing else."""
+    return "1" if program.placement is None else str(dict(program.placement.mesh.shape))
+
+
+def place_of(folder: pathlib.Path) -> str:
+    """What a folder has that a copy of it has not."""
+    found = folder.stat()
+    return f"{found.st_dev}:{found.st_ino}"
 
 
 def _charged(plan: Plan) -> list:
@@ -73,10 +102,9 @@ def _injected(state: TrainState) -> list:
 
 def _machine() -> list:
     """What decides how sums are rounded."""
-    devices = jax.devices()
-    versions = [jax.__version__, jax.lib.__version__]
-    return [*versions, devices[0].platform, devices[0].device_kind, len(devices), os.cpu_count(),
-            os.environ.get("XLA_FLAGS", "")]  # fmt: skip
+    device, versions = jax.devices()[0], [jax.__version__, jax.lib.__version__]
+    flags = [flag for flag in os.environ.get("XLA_FLAGS", "").split() if _DEVICE_COUNT not in flag]
+    return [*versions, device.platform, device.device_kind, os.cpu_count(), " ".join(flags)]
 
 
 def storable(state: TrainState) -> TrainState:
@@ -151,8 +179,11 @@ def resume(
             raise ValueError("ledger: the filter's account in the checkpoint's state is another; not resumed")
         if before["clip"] != now["clip"]:  # an adaptive bound starts again from the one that is asked for now
             state = state.with_private(private._replace(clip=first.clip))
-    if before["program"] != now["program"]:
-        state = _with_new_keys(state, plan, f"{saved.step} {now['program']}")
+    # On another mesh sums are rounded otherwise, and what is after one differing digit meets the same noise:
+    # that is for the run that goes on in its folder alone, not for one of two copies.
+    copied = before.get("devices", "1") != now["devices"] and before.get("place") != place_of(folder)
+    if before["program"] != now["program"] or copied:
+        state = _with_new_keys(state, plan, f"{saved.step} {now['program']}{now['devices'] * copied}")
     return state, spent, dict(before["curves"]), before["run"]
 
 
@@ -195,3 +226,11 @@ def _with_new_keys(state: TrainState, plan: Plan, settings: str) -> TrainState:
     if state.private is None:
         return state
     return state.with_private(state.private._replace(key=noise.renewed(state.private.key, settings)))
+
+
+def agreed(state: TrainState) -> TrainState:
+    """The state with the secrets of process 0: a program that calls Python has others in each process."""
+    state = state._replace(sample_key=hosts.of_first(state.sample_key))
+    if state.private is None:
+        return state
+    return state.with_private(state.private._replace(key=hosts.of_first(state.private.key)))

@@ -13,8 +13,8 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import optax
+from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from jaxdp import _validate, accounting, data
@@ -25,7 +25,7 @@ from jaxdp.data.source import Source
 from jaxdp.data.stream import Stream
 from jaxdp.gradients import Loss
 from jaxdp.plan import Plan
-from jaxdp.training import resume
+from jaxdp.training import placement, resume
 from jaxdp.training.feed import Feed
 from jaxdp.training.loop import Callback, Evaluate, Loop, Store
 from jaxdp.training.program import Program, TrainState
@@ -100,6 +100,7 @@ def train(
     progress: bool = False,
     document: Mapping[str, Any] | None = None,
     program: Program | None = None,
+    mesh: Mesh | str | None = "auto",
 ) -> TrainResult:
     """Trains privately: any loss of one example, any parameters, any Optax optimizer, any data.
 
@@ -130,7 +131,11 @@ def train(
       progress: whether to show a progress bar.
       document: kept in the checkpoints, what JSON can hold.
       program: of an earlier run with the same loss, optimizer, sampler and clipper objects, whose plan
-        differs in seed and scale alone: nothing is compiled again.
+        differs in seed and scale alone: nothing is compiled again, and it runs on the devices that it ran on.
+      mesh: the devices, its axes `AxisType.Auto`: the examples are split along the first, each device draws
+        from and clips those that it holds, and parameters lie on it as given.  `auto` for the parameters' own,
+        or all devices of all processes (`jax.distributed`); None for one device.  A run goes on on any number
+        of devices, in its own folder with the same batches and noise; a copy of it takes new keys there.
 
     Raises:
       ValueError: what is refused, before the first step: parts that do not fit, a claim that has no theorem, a
@@ -166,7 +171,7 @@ def train(
         if program is None:
             program = Program(
                 plan=plan, loss_fn=loss_fn, optimizer=optimizer, decode=source.decode, ema_decay=ema_decay,
-                microbatch_size=microbatch_size,
+                microbatch_size=microbatch_size, placement=_placement(mesh, params, source),
             )  # fmt: skip
         elif program.loss_fn is not loss_fn:
             raise ValueError("program: was compiled for another loss_fn than the one given")
@@ -177,6 +182,15 @@ def train(
         run = dataclasses.replace(run, callbacks=tuple(callbacks), diagnostics=diagnostics, progress=progress)
         first = dataclasses.replace(program, optimizer=optimizer).init(params, plan)
         return run.go(store, first, budget)
+
+
+def _placement(mesh: Any, params: PyTree, source: Source | Stream) -> placement.Placement | None:
+    """Where the run lies; what is read batch by batch goes to one device."""
+    if isinstance(source, Stream) and (mesh is None or mesh == "auto"):
+        return placement.of(None, params)
+    if isinstance(source, Stream):
+        raise ValueError(f"mesh={mesh}: data that are read batch by batch go to one device, mesh=None")
+    return placement.of(mesh, params)
 
 
 def _source(given: Any, plan: Plan) -> Source | Stream:
@@ -209,7 +223,7 @@ class _Run:
             if isinstance(self.source, Stream):
                 arrays: Any = reading.enter_context(Feed(self.source, self.plan.batches))
             else:
-                arrays = jax.tree.map(jax.numpy.asarray, self.source.arrays)
+                arrays = self.program.rows(self.source.arrays)
             return self._advanced(store, state, arrays, budget)
 
     def _advanced(
@@ -221,6 +235,7 @@ class _Run:
         if store.going_on:
             resumed = resume.resume(store.folder, state, self.plan, identity)
             state, spent, curves, store.run = resumed
+            state = self.program.placed(resume.agreed(state))
         spent_at, stop = self._planned(spent, state, budget)
         claimed(spent_at(state, stop) if self.plan.policy is None else spent, self.claim)  # or refused
         loop = Loop(
