@@ -88,7 +88,7 @@ def transposed_kernel(params, example):
     "loss_fn, factored",
     [
         (dense_loss, 2), (nested_jit, 2), (rematerialised, 2), (custom_rules, 2), (transposed_kernel, 2),
-        (tied, 1), (scanned, 1),
+        (tied, 2), (scanned, 2),
     ],
 )  # fmt: skip
 def test_plain_jax(loss_fn, factored):
