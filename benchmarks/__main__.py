@@ -11,11 +11,11 @@ import sys
 from benchmarks import malloc
 
 NAMES = (
-    "step", "dynamic", "scaling", "memory", "peers", "noise", "accounting", "audit", "attacks",
+    "step", "language", "dynamic", "scaling", "memory", "peers", "noise", "accounting", "audit", "attacks",
     "accuracy", "device", "table",
 )  # fmt: skip
 ON_REQUEST = ("accuracy", "device")
-TIMED = ("step", "dynamic", "scaling", "peers", "noise", "device")  # in processes whose malloc is tuned
+TIMED = ("step", "language", "dynamic", "scaling", "peers", "noise", "device")  # in processes whose malloc is tuned
 
 
 def main(arguments: list[str]) -> int:

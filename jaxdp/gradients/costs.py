@@ -31,12 +31,14 @@ class Sizes(NamedTuple):
 
     Attributes:
       groups, positions, rows, columns: G, P, K and O.
+      read: T, where T rows are added to the product: a table that is the output too.
     """
 
     groups: int
     positions: int
     rows: int
     columns: int
+    read: int = 0
 
     @property
     def matrix(self) -> int:
@@ -45,17 +47,17 @@ class Sizes(NamedTuple):
 
     @property
     def factors(self) -> int:
-        """Entries of both factors."""
-        return self.groups * self.positions * (self.rows + self.columns)
+        """Entries of both factors, and of the rows."""
+        return self.groups * self.positions * (self.rows + self.columns) + self.read * self.columns
 
 
 def multiplications(form: str, sizes: Sizes, platform: str) -> float:
     """What a form costs beside the product that all need, per example."""
-    _, positions, rows, columns = sizes
+    _, positions, rows, columns, read = sizes
     entry = _ENTRY.get(platforms.resolved(platform), _ENTRY_ELSEWHERE)
     of_one = {
         "kept": entry * rows * columns,
-        "gram": positions**2 * (rows + columns),
+        "gram": positions**2 * (rows + columns) + positions * read * columns,
         "built": positions * rows * columns + _BUILT_ENTRY * entry * rows * columns,
     }[form]
     return sizes.groups * of_one

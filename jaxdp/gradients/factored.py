@@ -32,6 +32,11 @@ class Leaf(abc.ABC):
     def shape(self) -> tuple[int, ...]:
         """Of the gradients themselves, [B, *parameter shape]."""
 
+    @property
+    @abc.abstractmethod
+    def dtype(self) -> Any:
+        """Of what is kept of the gradients."""
+
     @abc.abstractmethod
     def squared_norm(self) -> Float[Array, " b"]:
         """The squared norm of each example's gradient, at least float32."""
@@ -65,9 +70,12 @@ class Factored(Leaf):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return arranged_shape(
-            self.left.shape[0], (*self.left.shape[1:-2], self.left.shape[-1], self.right.shape[-1]), self.arrange
-        )
+        matrix = (*self.left.shape[1:-2], self.left.shape[-1], self.right.shape[-1])
+        return arranged_shape(self.left.shape[0], matrix, self.arrange)
+
+    @property
+    def dtype(self):
+        return jnp.result_type(self.left, self.right)
 
     def squared_norm(self) -> Float[Array, " b"]:
         """|g_i|^2 by |x|^2 |d|^2 for one position, else from the Gram matrices or the built product.

@@ -47,7 +47,7 @@ class Term:
     @property
     def shape(self) -> tuple[int, ...]:
         """Of the matrix, or of the matrices of all groups."""
-        groups, _, rows, columns = self.sizes
+        groups, _, rows, columns, _ = self.sizes
         return (groups, rows, columns) if groups > 1 else (rows, columns)
 
     @property
@@ -92,9 +92,9 @@ def of_gradient(variable: Any, producers: Producers, platform: str) -> Form:
     if products is None:
         return _of_rows(variable, rows)
     itemsize = jnp.dtype(products.operands[0].aval.dtype).itemsize
-    positions = products.sizes.positions + (rows.sizes.positions if rows else 0)
-    form = costs.cheapest(products.sizes._replace(positions=positions), itemsize, platform)
-    groups, _, inside, outside = products.sizes
+    sizes = products.sizes._replace(read=rows.sizes.positions if rows else 0)
+    form = costs.cheapest(sizes, itemsize, platform)
+    groups, positions, inside, outside, _ = sizes
     size = f"{f'{groups} x ' if groups > 1 else ''}[{inside}, {outside}] over {positions} positions"
     if form == "kept":
         return dense(variable, f"{size}: cheaper kept than its factors")
@@ -109,7 +109,7 @@ def dense(variable: Any, why: str) -> Form:
 
 
 def _of_rows(variable, rows) -> Form:
-    _, tokens, size, _ = rows.sizes
+    tokens, size = rows.sizes.positions, rows.sizes.rows
     if not costs.read_by_rows(tokens, size):
         return dense(variable, f"a table of {size} rows, read {tokens} times")
 
@@ -233,7 +233,7 @@ def _as_rows(term: Term, equation, producers, orders) -> Term:
         ids = _one_hot(operand, summed, producers)
         if ids is None:
             continue
-        groups, positions, *widths = term.sizes
+        groups, positions, *widths, _ = term.sizes
         size, columns = widths[side], widths[1 - side]
 
         def factors(ids, other, side=side):
@@ -334,7 +334,7 @@ def simplified(shape: tuple[int, ...], arrange: Arrange) -> Arrange:
 
 def turned(term: Term) -> Term:
     """A product with its factors exchanged."""
-    groups, positions, rows, columns = term.sizes
+    groups, positions, rows, columns, _ = term.sizes
     swap, shape = ((0, 2, 1), (groups, columns, rows)) if groups > 1 else ((1, 0), (columns, rows))
 
     def factors(*operands):

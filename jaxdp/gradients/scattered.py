@@ -37,6 +37,10 @@ class Scattered(Leaf):
     def shape(self) -> tuple[int, ...]:
         return factored.arranged_shape(self.ids.shape[0], (self.size, self.rows.shape[-1]), self.arrange)
 
+    @property
+    def dtype(self):
+        return self.rows.dtype
+
     def squared_norm(self) -> Float[Array, " b"]:
         """The sum of squares of the table's rows, each the sum of the rows of equal ids.
 
@@ -85,6 +89,10 @@ class Tied(Leaf):
     @property
     def shape(self) -> tuple[int, ...]:
         return self.read.shape
+
+    @property
+    def dtype(self):
+        return jnp.result_type(self.read.rows, self.product.left, self.product.right)
 
     def squared_norm(self) -> Float[Array, " b"]:
         """From inner products of positions, or from the sum built for a few examples at a time and dropped."""
