@@ -86,8 +86,9 @@ class Factored(Leaf):
         """
         left, right = (f.reshape(math.prod(f.shape[:-2]), *f.shape[-2:]) for f in (self.left, self.right))
         if left.shape[1] == 1:
-            (left, a), (right, b) = near_one(left), near_one(right)
-            squares = jnp.square((a * b)[:, 0]) * (row_squares(left) * row_squares(right))
+            powers = power_of_rows(left), power_of_rows(right)
+            left, right = map(divided, (left, right), powers)
+            squares = jnp.square((powers[0] * powers[1])[:, 0]) * (row_squares(left) * row_squares(right))
         else:
             positions = Positions.of(left, right)
             total, terms = positions.by_gram() if self.norm == "gram" else positions.by_building()
@@ -112,18 +113,23 @@ class Factored(Leaf):
 
 @dataclasses.dataclass(frozen=True)
 class Positions:
-    """What a norm is computed from: sum_p scale_p left_p (x) right_p, the rows of both near 1.
+    """What a norm is computed from: sum_p left_p (x) right_p.
+
+    Every row is divided by a power of two near its largest entry where it is used, not before: a factor may be
+    the largest array that there is.
 
     Attributes:
       left: [N, P, K].
       right: [N, P, O].
-      scale: [N, P], powers of two.
-      unit: [N], a power of two by which all is to be multiplied.
+      powers: the powers of two of both, [N, P] each.
+      scale: [N, P], powers of two: what a position's product is multiplied by once its rows are near 1.
+      unit: [N], a power of two by which all is to be multiplied in the end.
       length: [N], the triangle inequality's bound on the norm, without `unit`.
     """
 
     left: Array
     right: Array
+    powers: tuple[Array, Array]
     scale: Array
     unit: Array
     length: Array
@@ -131,15 +137,16 @@ class Positions:
     @classmethod
     def of(cls, left: Array, right: Array) -> "Positions":
         """Of any factors."""
-        (left, a), (right, b) = near_one(left), near_one(right)
-        scale, unit = relative(a * b)
-        sizes = jnp.sqrt(jnp.square(scale) * row_squares(left, 2) * row_squares(right, 2))
+        powers = power_of_rows(left), power_of_rows(right)
+        scale, unit = relative(powers[0] * powers[1])
+        lengths = [jnp.sqrt(jnp.square(divided(x, power)).sum(2)) for x, power in zip((left, right), powers, strict=True)]
         terms = left.shape[2] + right.shape[2] + left.shape[1]
-        return cls(left, right, scale, unit, sizes.sum(1) * (1 + terms * unit_roundoff(sizes.dtype)))
+        length = (scale * lengths[0] * lengths[1]).sum(1) * (1 + terms * unit_roundoff(scale.dtype))
+        return cls(left, right, powers, scale, unit, length)
 
     def by_gram(self) -> tuple[Array, int]:
         """The squared norm [N] as sum_pq (left_p . left_q) (right_p . right_q), and how many roundings it takes."""
-        (of_left, first), (of_right, second) = inner(self.left), inner(self.right)
+        (of_left, first), (of_right, second) = map(inner, (self.left, self.right), self.powers)
         gram = of_left * of_right
         along = jnp.einsum("npq,nq->np", gram, self.scale, precision=EXACT)
         total = jnp.einsum("np,np->n", along, self.scale, precision=EXACT)
@@ -155,13 +162,14 @@ class Positions:
         (size, positions, rows), columns = self.left.shape, self.right.shape[2]
 
         def one(factors):
-            left, right, scale, *more = factors
+            left, right, powers, scale, *more = factors
+            left, right = map(divided, (left, right), powers)
             matrix = jnp.einsum("pk,po->ko", left * scale[:, None], right, precision=EXACT)
             matrix = add(matrix, *more) if add else matrix
             return jnp.sqrt(jnp.square(matrix).sum(1).sum())
 
         together = max(1, size * positions * (rows + columns) // max(1, rows * columns))
-        factors = (self.left, self.right, self.scale, *added)
+        factors = (self.left, self.right, self.powers, self.scale, *added)
         norms = jax.vmap(one)(factors) if together >= size else jax.lax.map(one, factors, batch_size=together)
         return norms * (1 + (rows + columns) * unit_roundoff(norms.dtype)), positions
 
@@ -178,15 +186,30 @@ class Positions:
         return jnp.square(self.unit) * jnp.minimum(squares, jnp.square(self.length))
 
 
-def inner(x: Array) -> tuple[Array, int]:
-    """Inner products of the rows of `x` [N, P, K] as [N, P, P], and how many roundings a term passes through."""
-    size, positions, length = x.shape
-    if length <= 2 * _CHUNK:
-        return jnp.einsum("npi,nqi->npq", x, x, precision=EXACT), length
-    chunks = -(-length // _CHUNK)
-    x = jnp.pad(x, ((0, 0), (0, 0), (0, chunks * _CHUNK - length)))
-    x = x.reshape(size, positions, chunks, _CHUNK)
-    return jnp.einsum("npci,nqci->ncpq", x, x, precision=EXACT).sum(1), _CHUNK + chunks
+def inner(x: Array, power: Array) -> tuple[Array, int]:
+    """Inner products of the rows of `x` [N, P, K] divided by their powers of two [N, P], as [N, P, P].
+
+    Returns:
+      Them, and how many roundings a product passes through on its way into their sum.
+    """
+    length = x.shape[2]
+
+    def of_columns(start, size):
+        part = divided(jax.lax.dynamic_slice_in_dim(x, start, size, 2), power)
+        return jnp.einsum("npi,nqi->npq", part, part, precision=EXACT)
+
+    chunks, rest = divmod(length, _CHUNK)
+    if chunks <= 2:
+        return of_columns(0, length), length
+    total = of_columns(chunks * _CHUNK, rest) if rest else jnp.zeros((), at_least_float32(x.dtype))
+    total += of_columns(0, _CHUNK)
+    starts = _CHUNK * jnp.arange(1, chunks)
+    return jax.lax.scan(lambda sum_, start: (sum_ + of_columns(start, _CHUNK), None), total, starts)[0], _CHUNK + chunks
+
+
+def divided(x: Array, power: Array) -> Array:
+    """`x` [..., P, K] with its rows divided by powers of two [..., P], at least float32."""
+    return x.astype(at_least_float32(x.dtype)) * (1 / power)[..., None]
 
 
 def unit_roundoff(dtype) -> float:
@@ -199,16 +222,15 @@ def at_least_float32(dtype):
     return jnp.promote_types(dtype, jnp.float32)
 
 
-def near_one(x: Array) -> tuple[Array, Array]:
-    """`x` [N, P, K] with each row divided by a power of two near its largest entry, and those powers [N, P].
+def power_of_rows(x: Array) -> Array:
+    """A power of two near the largest entry of each row of `x` [N, P, K]: [N, P], at least float32.
 
-    At least float32.  No power leaves [2^-100, 2^100], so that its inverse and the squares stay in range.
+    None leaves [2^-100, 2^100], so that its inverse and squares of what is divided by it stay in range.
     """
-    x = x.astype(at_least_float32(x.dtype))
     largest = jnp.abs(x).max(axis=2, initial=0)
-    power = jax.lax.reduce_precision(largest, jnp.finfo(x.dtype).nexp, 0)
-    power = jnp.clip(power, 2.0**-100, 2.0**100)
-    return x * (1 / power)[..., None], power
+    largest = largest.astype(at_least_float32(x.dtype))
+    power = jax.lax.reduce_precision(largest, jnp.finfo(largest.dtype).nexp, 0)
+    return jnp.clip(power, 2.0**-100, 2.0**100)
 
 
 def relative(scale: Array) -> tuple[Array, Array]:

@@ -196,7 +196,7 @@ def _of_equation(equation, producers, arrange, skip) -> Iterator[Term]:
     if found is None:
         yield Term(name)
         return
-    yield dataclasses.replace(found, arrange=simplified(found.shape, (*found.arrange, *arrange)))
+    yield _upright(dataclasses.replace(found, arrange=simplified(found.shape, (*found.arrange, *arrange))))
     if name == "scatter-add":
         yield from terms_of(equation.invars[0], producers, arrange, skip)
 
@@ -344,6 +344,12 @@ def turned(term: Term) -> Term:
         term, factors=factors, sizes=Sizes(groups, positions, columns, rows),
         arrange=simplified(shape, (("transpose", swap), *term.arrange)),
     )  # fmt: skip
+
+
+def _upright(term: Term) -> Term:
+    """A product turned where that saves laying the gradient out anew."""
+    other = turned(term) if term.kind == "product" else term
+    return other if len(other.arrange) < len(term.arrange) else term
 
 
 def _aligned(terms: list[Term]) -> list[Term]:

@@ -46,9 +46,10 @@ class Scattered(Leaf):
 
         What is added for rounding is nothing where all ids of an example differ.
         """
-        rows, power = factored.near_one(self._inside())
+        rows = self._inside()
+        power = factored.power_of_rows(rows)
         scale, unit = factored.relative(power)
-        return jnp.square(unit) * _squares_of_equal_ids(self.ids, rows * scale[..., None])
+        return jnp.square(unit) * _squares_of_equal_ids(self.ids, factored.divided(rows, power) * scale[..., None])
 
     def weighted_sum(self, weights: Float[Array, " b"], keep: Array) -> Array:
         return factored.arranged(self.scattered_onto(0, weights, keep), self.arrange)
@@ -96,17 +97,15 @@ class Tied(Leaf):
 
     def squared_norm(self) -> Float[Array, " b"]:
         """From inner products of positions, or from the sum built for a few examples at a time and dropped."""
-        own, product = self._on_one_scale()
-        rows, ids = own.right, self.read.ids
-        length = own.length + product.length
-        both = dataclasses.replace(product, length=length)
+        rows, length, product = self._on_one_scale()
+        ids = self.read.ids
+        both = dataclasses.replace(product, length=length + product.length)
         if self.product.norm == "built":
             norm, terms = product.by_building(_add_rows, (ids, rows))
             return both.rounded_up(norm, terms + ids.shape[1], of_square=False)
         square, terms = product.by_gram()
-        # [B, P, T]: what the product's position has in the column that each row is added to.
-        entries = jax.vmap(lambda left, ids: left.at[:, ids].get(mode="fill", fill_value=0))(product.left, _checked(ids, self.read.size))
-        cross = jnp.einsum("bpi,bti->bpt", product.right, rows, precision=EXACT) * entries
+        left, right = map(factored.divided, (_columns(product.left, ids), product.right), product.powers)
+        cross = jnp.einsum("bpi,bti->bpt", right, rows, precision=EXACT) * left
         cross = jnp.einsum("bp,bp->b", cross.sum(2), product.scale, precision=EXACT)
         square = square + _squares_of_equal_ids(ids, rows) + 2 * cross
         terms += rows.shape[2] + ids.shape[1] + product.left.shape[1]
@@ -119,18 +118,24 @@ class Tied(Leaf):
     def dense(self) -> Array:
         return self.read.dense() + self.product.dense()
 
-    def _on_one_scale(self) -> tuple[Positions, Positions]:
-        """The rows, scaled (`right` of the first), and the product's positions, all with the same unit."""
+    def _on_one_scale(self) -> tuple[Array, Array, Positions]:
+        """The rows and the sum of their lengths, and the product's positions, all in the same unit."""
         product = Positions.of(self.product.left, self.product.right)
-        rows, power = factored.near_one(self.read._inside())
+        rows = self.read._inside()
+        power = factored.power_of_rows(rows)
         unit = jnp.maximum(product.unit, power.max(axis=1, initial=0))
-        rows = rows * (power / unit[:, None])[..., None]
+        rows = factored.divided(rows, power) * (power / unit[:, None])[..., None]
+        terms = rows.shape[2] + rows.shape[1]
+        length = jnp.sqrt(factored.row_squares(rows, 2)).sum(1) * (1 + terms * factored.unit_roundoff(rows.dtype))
         shrink = product.unit / unit
-        length = jnp.sqrt(factored.row_squares(rows, 2)).sum(1)
-        product = dataclasses.replace(
-            product, scale=product.scale * shrink[:, None], unit=unit, length=product.length * shrink
-        )
-        return Positions(rows[..., :1], rows, jnp.ones_like(power), unit, length), product
+        scale = product.scale * shrink[:, None]
+        product = dataclasses.replace(product, scale=scale, unit=unit, length=product.length * shrink)
+        return rows, length, product
+
+
+def _columns(left: Array, ids: Array) -> Array:
+    """The columns [B, P, T] of `left` [B, P, K] that ids [B, T] name, zero where they name none."""
+    return jax.vmap(lambda x, ids: x.at[:, _checked(ids, x.shape[1])].get(mode="fill", fill_value=0))(left, ids)
 
 
 def _checked(ids: Array, size: int) -> Array:
