@@ -15,7 +15,15 @@ NAMES = (
     "accuracy", "device", "table",
 )  # fmt: skip
 ON_REQUEST = ("accuracy", "device")
-TIMED = ("step", "language", "dynamic", "scaling", "peers", "noise", "device")  # in processes whose malloc is tuned
+TIMED = (
+    "step",
+    "language",
+    "dynamic",
+    "scaling",
+    "peers",
+    "noise",
+    "device",
+)  # in processes whose malloc is tuned
 
 
 def main(arguments: list[str]) -> int:

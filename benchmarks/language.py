@@ -8,6 +8,7 @@ values, `example_mb` what an example's gradient takes as it is kept.
 
 import argparse
 import json
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,7 @@ from jaxdp._privatize import privatize
 from jaxdp.clipping import clipped_gradients
 from jaxdp.gradients import microbatches
 
-CASES = {
+CASES: dict[str, dict[str, Any]] = {
     "untied": {}, "tied": dict(tied=True),
     "untied_scanned": dict(scanned=True), "tied_scanned": dict(tied=True, scanned=True),
 }  # fmt: skip
@@ -120,8 +121,8 @@ def main() -> None:
         rows = measure(name, options.rounds, options.seconds)
         for row in rows:
             line = (
-                "{model:<16}{variant:<26}{median_ms:9.1f} ms  {ratio_to_best_ordinary:.3f} of the best ordinary  "
-                "{temporary_mb:7.1f} MB  {example_mb:.1f} MB an example"
+                "{model:<16}{variant:<26}{median_ms:9.1f} ms  {ratio_to_best_ordinary:.3f} of the best "
+                "ordinary  {temporary_mb:7.1f} MB  {example_mb:.1f} MB an example"
             ).format(**row)
             print(json.dumps(row) if options.json else line, flush=True)
         if not options.json:

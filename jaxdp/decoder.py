@@ -1,7 +1,7 @@
 """A small causal decoder, the network of language models: pre-norm attention and a gelu MLP.
 
-Plain JAX, so that every choice of which gradients' forms depend is in sight: the output tied to the embedding or
-a matrix of its own, the layers written out or scanned, recomputed backwards or not, the type computed in.
+Plain JAX, so that every choice on which the form of a gradient depends is in sight: the output tied to the
+embedding or a matrix of its own, layers written out or scanned, recomputed or not, the type computed in.
 """
 
 import jax
@@ -25,11 +25,12 @@ def create(
     remat: bool = False,
     dtype: str = "float32",
 ) -> Model:
-    """A freshly initialised decoder: `apply(params, tokens [..., T]) -> logits [..., T, vocabulary]`, T any up to `tokens`.
+    """A freshly initialised decoder: `apply(params, ids [..., T]) -> logits [..., T, vocabulary]`.
 
     Args:
       key: key of the initial weights (they are public: no privacy hangs on it).
-      vocabulary, width, layers, heads, tokens: sizes; heads divide the width, the MLP is four times as wide.
+      vocabulary, width, layers, heads, tokens: sizes; heads divide the width, the MLP is four times as wide,
+        and T is at most `tokens`.
       tied: whether the embedding is the output matrix too.
       scanned: whether the layers are one `lax.scan` over stacked parameters.
       remat: whether a layer's activations are computed again backwards (`jax.checkpoint`).
@@ -76,7 +77,9 @@ def create(
                 x = layer(x, p)
         output = params["embedding"].T if tied else params["output"]
         wide = jnp.promote_types(dtype, jnp.float32)
-        return jnp.matmul(_normalised(x, params["norm"]).astype(dtype), output.astype(dtype), preferred_element_type=wide)
+        return jnp.matmul(
+            _normalised(x, params["norm"]).astype(dtype), output.astype(dtype), preferred_element_type=wide
+        )
 
     return Model(apply, params)
 
@@ -100,7 +103,8 @@ def _layer(key, width):
     sizes = {"query": 1, "key": 1, "value": 1, "out": 1, "up": 4}
     keys = iter(jax.random.split(key, len(sizes) + 1))
     kernels = {
-        name: width**-0.5 * jax.random.normal(next(keys), (width, size * width)) for name, size in sizes.items()
+        name: width**-0.5 * jax.random.normal(next(keys), (width, size * width))
+        for name, size in sizes.items()
     }
     down = (4 * width) ** -0.5 * jax.random.normal(next(keys), (4 * width, width))
     biases = {"up_bias": jnp.zeros(4 * width), "down_bias": jnp.zeros(width)}

@@ -3,7 +3,8 @@
 | module         | owns                                                                                     |
 |----------------|------------------------------------------------------------------------------------------|
 | `_per_example` | traces the gradient of a loss, and keeps each parameter's in the form that it has        |
-| `forms`        | reads that form off the gradient's program                                               |
+| `forms`        | which form that is: of those that are exact, the cheapest                                |
+| `terms`        | reads products and rows off the gradient's program                                       |
 | `loops`        | moves products that a loop makes last behind the loop                                    |
 | `costs`        | what a form costs in operations and bytes                                                |
 | `factored`, `scattered` | a leaf of per-example gradients: its squared norms and its weighted sum         |

@@ -21,7 +21,7 @@ from jaxtyping import PyTree
 
 from jaxdp import _validate
 from jaxdp.gradients import convolution as convolutions
-from jaxdp.gradients import correlation, costs, forms, independence, inputs, jaxprs, loops
+from jaxdp.gradients import correlation, costs, forms, independence, inputs, jaxprs, loops, terms
 from jaxdp.gradients.factored import is_leaf
 
 METHODS = ("factored", "dense")
@@ -87,12 +87,16 @@ def _mapped(loss_fn: Loss, has_aux: bool, method: str, convolution: str, platfor
             arguments = (params, example, *shared)
             leaves = jax.tree.leaves(arguments)
             closed, (shape, _) = jax.make_jaxpr(value_and_grad, return_shape=True)(*arguments)
-            closed = loops.flat(closed, leaves, platform) if method == "factored" else jaxprs.flatten_calls(closed, leaves)
+            closed = (
+                loops.flat(closed, leaves, platform)
+                if method == "factored"
+                else jaxprs.flatten_calls(closed, leaves)
+            )
             independence.check(closed)
             independence.warn_of_shared_randomness(closed, params, example)
             shapes, structure = jax.tree.flatten(shape)
             values, of_gradients = closed.jaxpr.outvars[: len(shapes)], closed.jaxpr.outvars[len(shapes) :]
-            producers = forms.producers_of(closed.jaxpr)
+            producers = terms.producers_of(closed.jaxpr)
             found[:] = [
                 forms.of_gradient(variable, producers, platform) if method == "factored"
                 else forms.dense(variable, "asked for")
@@ -143,8 +147,8 @@ def explain(
 
     Returns:
       Rows (leaf, form, bytes an example, why) that print as a table.  Forms are `dense` (an array), `gram` and
-      `built` (factors; the norm from inner products, or from a product that is dropped again), `rows` (of a table)
-      and `tied` (rows and factors).
+      `built` (factors; the norm from inner products, or from a product that is dropped again), `rows` (of a
+      table) and `tied` (rows and factors).
 
     Raises:
       ValueError: see `per_example`.

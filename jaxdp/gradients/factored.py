@@ -139,13 +139,16 @@ class Positions:
         """Of any factors."""
         powers = power_of_rows(left), power_of_rows(right)
         scale, unit = relative(powers[0] * powers[1])
-        lengths = [jnp.sqrt(jnp.square(divided(x, power)).sum(2)) for x, power in zip((left, right), powers, strict=True)]
+        lengths = [
+            jnp.sqrt(jnp.square(divided(x, power)).sum(2))
+            for x, power in zip((left, right), powers, strict=True)
+        ]
         terms = left.shape[2] + right.shape[2] + left.shape[1]
         length = (scale * lengths[0] * lengths[1]).sum(1) * (1 + terms * unit_roundoff(scale.dtype))
         return cls(left, right, powers, scale, unit, length)
 
     def by_gram(self) -> tuple[Array, int]:
-        """The squared norm [N] as sum_pq (left_p . left_q) (right_p . right_q), and how many roundings it takes."""
+        """The squared norm [N] as sum_pq (left_p . left_q) (right_p . right_q), and its roundings."""
         (of_left, first), (of_right, second) = map(inner, (self.left, self.right), self.powers)
         gram = of_left * of_right
         along = jnp.einsum("npq,nq->np", gram, self.scale, precision=EXACT)
@@ -179,10 +182,7 @@ class Positions:
         Roundings of a Gram form are of the square, those of an entry of the product are of the norm.
         """
         slack = (terms + 8) * unit_roundoff(total.dtype) * self.length
-        if of_square:
-            squares = jnp.maximum(total, 0) + slack * self.length
-        else:
-            squares = jnp.square(total + slack)
+        squares = jnp.maximum(total, 0) + slack * self.length if of_square else jnp.square(total + slack)
         return jnp.square(self.unit) * jnp.minimum(squares, jnp.square(self.length))
 
 
@@ -204,7 +204,9 @@ def inner(x: Array, power: Array) -> tuple[Array, int]:
     total = of_columns(chunks * _CHUNK, rest) if rest else jnp.zeros((), at_least_float32(x.dtype))
     total += of_columns(0, _CHUNK)
     starts = _CHUNK * jnp.arange(1, chunks)
-    return jax.lax.scan(lambda sum_, start: (sum_ + of_columns(start, _CHUNK), None), total, starts)[0], _CHUNK + chunks
+    return jax.lax.scan(lambda sum_, start: (sum_ + of_columns(start, _CHUNK), None), total, starts)[
+        0
+    ], _CHUNK + chunks
 
 
 def divided(x: Array, power: Array) -> Array:

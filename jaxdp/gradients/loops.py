@@ -2,7 +2,7 @@
 
 The gradient of a scanned layer's kernel is a stacked output of the backward scan: every step makes a product
 and puts it out.  Here the step puts out the two factors, and the product of all steps stands behind the loop,
-where it is read like any other (`forms`).  A kernel that every step uses has its gradient added up in the
+where it is read like any other (`terms`).  A kernel that every step uses has its gradient added up in the
 carry; that sum is one product over the positions of all steps.
 """
 
@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal
 
-from jaxdp.gradients import costs, forms, jaxprs
+from jaxdp.gradients import costs, jaxprs, terms
 from jaxdp.gradients.factored import arranged
 
 
@@ -30,7 +30,7 @@ def flat(closed: ClosedJaxpr, arguments, platform: str) -> ClosedJaxpr:
 class _Moved:
     """An output of a step that is made of terms, and whether the loop adds it up or stacks it."""
 
-    terms: list[forms.Term]
+    parts: list[terms.Term]
     added_up: bool
 
 
@@ -44,7 +44,7 @@ def _split(equation: JaxprEqn, inputs, platform: str):
     if not moved:
         return None
     outputs = body.jaxpr.outvars
-    operands = list(dict.fromkeys(o for m in moved.values() for term in m.terms for o in term.operands))
+    operands = list(dict.fromkeys(o for m in moved.values() for term in m.parts for o in term.operands))
     carry = [i for i in range(carried) if i not in moved]
     stacked = [i for i in range(carried, len(outputs)) if i not in moved]
     wanted = [outputs[i] for i in (*carry, *stacked)] + operands
@@ -70,17 +70,19 @@ def _split(equation: JaxprEqn, inputs, platform: str):
 
 def _moved(body, consts: int, carried: int, length: int, platform: str) -> dict[int, _Moved]:
     """Number of output -> what is to be made behind the loop."""
-    producers, found = forms.producers_of(body), {}
+    producers, found = terms.producers_of(body), {}
     for i, output in enumerate(body.outvars):
         own = body.invars[consts + i] if i < carried else None
-        if isinstance(output, Literal) or (own is not None and not _only_added_to(own, output, body, producers)):
+        if isinstance(output, Literal) or (
+            own is not None and not _only_added_to(own, output, body, producers)
+        ):
             continue
-        terms = forms.terms_of(output, producers, skip=own)
+        parts = terms.terms_of(output, producers, skip=own)
         known = ("product", "rows") if own is not None else ("product",)
-        if terms and all(term.kind in known for term in terms):
+        if parts and all(term.kind in known for term in parts):
             repeats = length if own is not None else 1
-            if all(_is_worth_it(term, repeats, platform) for term in terms):
-                found[i] = _Moved(terms, own is not None)
+            if all(_is_worth_it(term, repeats, platform) for term in parts):
+                found[i] = _Moved(parts, own is not None)
     return found
 
 
@@ -100,7 +102,7 @@ def _only_added_to(own, output, body, producers) -> bool:
     return False
 
 
-def _is_worth_it(term: forms.Term, repeats: int, platform: str) -> bool:
+def _is_worth_it(term: terms.Term, repeats: int, platform: str) -> bool:
     positions = term.sizes.positions * repeats
     if term.kind == "rows":
         return costs.read_by_rows(positions, term.sizes.rows)
@@ -110,25 +112,30 @@ def _is_worth_it(term: forms.Term, repeats: int, platform: str) -> bool:
 
 def _outside(moved: _Moved, values):
     """The sum of the terms of all steps, or those of each step stacked."""
-    parts = []
-    for term in moved.terms:
+    made = []
+    for term in moved.parts:
         factors = jax.vmap(term.factors)(*(values[operand] for operand in term.operands))
         if term.kind == "rows":
             ids, rows = (x.reshape(-1, *x.shape[2:]) for x in factors)
             zeros = jnp.zeros((term.sizes.rows, term.sizes.columns), rows.dtype)
-            parts.append(arranged(zeros.at[_inside(ids, term.sizes.rows)].add(rows, mode="drop"), term.arrange))
+            made.append(
+                arranged(zeros.at[_inside(ids, term.sizes.rows)].add(rows, mode="drop"), term.arrange)
+            )
             continue
+        left, right = factors
         groups = tuple(range(1, len(term.shape) - 1))
         axis = 1 + len(groups)  # of positions
         numbers = ((axis,), (axis,)), ((0, *groups), (0, *groups))
         if moved.added_up:
             numbers = ((0, axis), (0, axis)), (groups, groups)
-        product = jax.lax.dot_general(*factors, numbers)
-        parts.append(arranged(product, term.arrange if moved.added_up else stacked(term.arrange, len(product))))
-    return sum(parts[1:], parts[0])
+        product = jax.lax.dot_general(left, right, numbers)
+        made.append(
+            arranged(product, term.arrange if moved.added_up else stacked(term.arrange, len(product)))
+        )
+    return sum(made[1:], made[0])
 
 
-def stacked(arrange: forms.Arrange, size: int) -> forms.Arrange:
+def stacked(arrange: terms.Arrange, size: int) -> terms.Arrange:
     """The layout changes of each of `size` arrays, for all of them at once."""
     return tuple(
         ("reshape", (size, *argument)) if name == "reshape" else (name, (0, *(axis + 1 for axis in argument)))

@@ -49,7 +49,9 @@ class Scattered(Leaf):
         rows = self._inside()
         power = factored.power_of_rows(rows)
         scale, unit = factored.relative(power)
-        return jnp.square(unit) * _squares_of_equal_ids(self.ids, factored.divided(rows, power) * scale[..., None])
+        return jnp.square(unit) * _squares_of_equal_ids(
+            self.ids, factored.divided(rows, power) * scale[..., None]
+        )
 
     def weighted_sum(self, weights: Float[Array, " b"], keep: Array) -> Array:
         return factored.arranged(self.scattered_onto(0, weights, keep), self.arrange)
@@ -64,7 +66,9 @@ class Scattered(Leaf):
 
     def dense(self) -> Array:
         def one(ids, rows):
-            return factored.arranged(_add_rows(jnp.zeros((self.size, rows.shape[-1]), rows.dtype), ids, rows), self.arrange)
+            return factored.arranged(
+                _add_rows(jnp.zeros((self.size, rows.shape[-1]), rows.dtype), ids, rows), self.arrange
+            )
 
         return jax.vmap(one)(self.ids, self.rows)
 
@@ -126,7 +130,9 @@ class Tied(Leaf):
         unit = jnp.maximum(product.unit, power.max(axis=1, initial=0))
         rows = factored.divided(rows, power) * (power / unit[:, None])[..., None]
         terms = rows.shape[2] + rows.shape[1]
-        length = jnp.sqrt(factored.row_squares(rows, 2)).sum(1) * (1 + terms * factored.unit_roundoff(rows.dtype))
+        length = jnp.sqrt(factored.row_squares(rows, 2)).sum(1) * (
+            1 + terms * factored.unit_roundoff(rows.dtype)
+        )
         shrink = product.unit / unit
         scale = product.scale * shrink[:, None]
         product = dataclasses.replace(product, scale=scale, unit=unit, length=product.length * shrink)
@@ -135,7 +141,9 @@ class Tied(Leaf):
 
 def _columns(left: Array, ids: Array) -> Array:
     """The columns [B, P, T] of `left` [B, P, K] that ids [B, T] name, zero where they name none."""
-    return jax.vmap(lambda x, ids: x.at[:, _checked(ids, x.shape[1])].get(mode="fill", fill_value=0))(left, ids)
+    return jax.vmap(lambda x, ids: x.at[:, _checked(ids, x.shape[1])].get(mode="fill", fill_value=0))(
+        left, ids
+    )
 
 
 def _checked(ids: Array, size: int) -> Array:
@@ -155,7 +163,11 @@ def _squares_of_equal_ids(ids: Array, rows: Array) -> Array:
     rows = jnp.take_along_axis(rows, order[..., None], axis=1)
     first = jnp.concatenate([jnp.ones((size, 1), bool), ids[:, 1:] != ids[:, :-1]], axis=1)
     place = jnp.cumsum(first, axis=1) - 1 + tokens * jnp.arange(size)[:, None]  # among all examples' rows
-    sums = jnp.zeros((size * tokens, rows.shape[2]), rows.dtype).at[place.reshape(-1)].add(rows.reshape(-1, rows.shape[2]))
+    sums = (
+        jnp.zeros((size * tokens, rows.shape[2]), rows.dtype)
+        .at[place.reshape(-1)]
+        .add(rows.reshape(-1, rows.shape[2]))
+    )
     more = jnp.zeros(size * tokens, rows.dtype).at[place.reshape(-1)].add(1)[place] - 1
     lengths = jnp.sqrt(factored.row_squares(rows, 2))
     slack = factored.unit_roundoff(rows.dtype) * jnp.einsum("bt,bt->b", more, lengths, precision=EXACT)
