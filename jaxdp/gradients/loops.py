@@ -38,8 +38,7 @@ def _split(equation: JaxprEqn, inputs, platform: str):
     """The outputs of a scan, by a scan that makes no large products last; None where there are none."""
     p = equation.params
     consts, carried = p["num_consts"], p["num_carry"]
-    shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in p["jaxpr"].in_avals]
-    body = flat(p["jaxpr"], shapes, platform)
+    body = flat(p["jaxpr"], p["jaxpr"].in_avals, platform)
     moved = _moved(body.jaxpr, consts, carried, p["length"], platform)
     if not moved:
         return None

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jax.extend.core import JaxprEqn, Literal
 from jaxtyping import Array
 
@@ -31,8 +32,8 @@ class Term:
     Attributes:
       kind: `product`, `rows` (added to a table), or the name of the operation of any other.
       operands: the variables that it is made of.
-      factors: what of them is kept: the factors [P, K] and [P, O], an axis of groups before where there is one; or
-        ids [T] and rows [T, O].
+      factors: what of them is kept: the factors [P, K] and [P, O], groups first where there are any; or ids [T]
+        and rows [T, O].
       sizes: of the product; for rows P is T, and K that of the table.
       arrange: how [K, O] or [G, K, O] becomes the gradient.
     """
@@ -94,11 +95,12 @@ def terms_of(variable: Any, producers: Producers, arrange: Arrange = (), skip: A
 
 def _of_equation(equation, producers, arrange, skip) -> Iterator[Term]:
     name = equation.primitive.name
-    reader = {"dot_general": _of_dot, correlation.NAME: _of_convolution, "scatter-add": _of_scatter}.get(name)
-    if reader is None or any(isinstance(operand, Literal) for operand in equation.invars):
-        yield Term(name)
-        return
-    found = reader(equation, producers)
+    reader = {
+        "dot_general": _of_dot, correlation.NAME: _of_convolution, "scatter-add": _of_scatter,
+        "dynamic_update_slice": _of_slice, "pad": _of_slice,
+    }.get(name)  # fmt: skip
+    constant = any(isinstance(operand, Literal) for operand in equation.invars) and reader is not _of_slice
+    found = None if reader is None or constant else reader(equation, producers)
     if found is None:
         yield Term(name)
         return
@@ -196,28 +198,72 @@ def _of_convolution(equation, producers) -> Term | None:
 
 def _of_scatter(equation, producers) -> Term | None:
     """Whole rows (or columns) of an array, added at places along one axis."""
-    numbers, mode = equation.params["dimension_numbers"], equation.params["mode"]
+    numbers, clips = equation.params["dimension_numbers"], "CLIP" in str(equation.params["mode"])
     table, indices, updates = (operand.aval.shape for operand in equation.invars)
-    window = tuple(numbers.update_window_dims)
-    axes = tuple(numbers.inserted_window_dims)
-    if len(axes) != 1 or axes != tuple(numbers.scatter_dims_to_operand_dims) or numbers.operand_batching_dims:
-        return None
-    (axis,) = axes
-    rest = tuple(size for place, size in enumerate(table) if place != axis)
-    if tuple(updates[place] for place in window) != rest:
+    window, named = tuple(numbers.update_window_dims), tuple(numbers.scatter_dims_to_operand_dims)
+    extents = [updates[axis] for axis in window]
+    for axis in sorted((*numbers.inserted_window_dims, *numbers.operand_batching_dims)):
+        extents.insert(axis, 1)
+    axis = _short_axis(extents, table)
+    # A window that is as long as the table starts at its start, if starts are clipped.
+    if (
+        axis not in named
+        or extents[axis] != 1
+        or numbers.operand_batching_dims
+        or (len(named) > 1 and not clips)
+    ):
         return None
     scattered = [place for place in range(len(updates)) if place not in window]
-    tokens, columns, size = math.prod(indices[:-1]), math.prod(rest), table[axis]
+    tokens, size = math.prod(indices[:-1]), table[axis]
 
     def factors(indices, updates):
-        ids = _whole(indices).reshape(tokens)
-        ids = jnp.clip(ids, 0, size - 1) if "CLIP" in str(mode) else ids
-        return ids, updates.transpose(*scattered, *window).reshape(tokens, columns)
+        ids = _whole(indices)[..., named.index(axis)].reshape(tokens)
+        ids = jnp.clip(ids, 0, size - 1) if clips else ids
+        return ids, updates.transpose(*scattered, *window).reshape(tokens, math.prod(table) // size)
 
+    return _rows(tuple(equation.invars[1:]), factors, tokens, table, axis)
+
+
+def _of_slice(equation, producers) -> Term | None:
+    """The part of an array that was read as one slice, zeros around it."""
+    table, padded = equation.outvars[0].aval.shape, equation.primitive.name == "pad"
+    part = equation.invars[0 if padded else 1]
+    axis = None if isinstance(part, Literal) else _short_axis(part.aval.shape, table)
+    if axis is None:
+        return None
+    if padded:
+        edges, filling = equation.params["padding_config"], equation.invars[1]
+        if not isinstance(filling, Literal) or filling.val or any(min(edge) < 0 or edge[2] for edge in edges):
+            return None
+        start = edges[axis][0]
+    else:
+        if terms_of(equation.invars[0], producers):
+            return None  # something is overwritten
+        start = equation.invars[2 + axis]
+        start = start.val if isinstance(start, Literal) else start
+    count, size = part.aval.shape[axis], table[axis]
+    constant = isinstance(start, int | np.integer | np.ndarray)
+
+    def factors(part, start=start):
+        ids = jnp.clip(jnp.asarray(start, jnp.int32), 0, size - count) + jnp.arange(count, dtype=jnp.int32)
+        return ids, jnp.moveaxis(part, axis, 0).reshape(count, math.prod(table) // size)
+
+    return _rows((part,) if constant else (part, start), factors, count, table, axis)
+
+
+def _short_axis(extents, table) -> int | None:
+    """The one axis along which a part is shorter than the table; None where there are none or several."""
+    short = [axis for axis, (part, whole) in enumerate(zip(extents, table, strict=True)) if part != whole]
+    return short[0] if len(short) == 1 else None
+
+
+def _rows(operands, factors, tokens: int, table: tuple[int, ...], axis: int) -> Term:
+    """Rows along an axis of a table of that shape."""
+    size, rest = table[axis], (*table[:axis], *table[axis + 1 :])
     order = list(range(1, len(table)))
     order.insert(axis, 0)
     arrange = (("reshape", (size, *rest)), ("transpose", tuple(order)))
-    return Term("rows", tuple(equation.invars[1:]), factors, Sizes(1, tokens, size, columns), arrange)
+    return Term("rows", operands, factors, Sizes(1, tokens, size, math.prod(rest)), arrange)
 
 
 def simplified(shape: tuple[int, ...], arrange: Arrange) -> Arrange:
