@@ -84,7 +84,7 @@ class Factored(Leaf):
         by a power of two before it is squared, and the powers multiplied in last: a row that is small where
         its partner is large loses nothing.
         """
-        left, right = (f.reshape(math.prod(f.shape[:-2]), *f.shape[-2:]) for f in (self.left, self.right))
+        left, right = map(_groups_first, (self.left, self.right))
         if left.shape[1] == 1:
             powers = power_of_rows(left), power_of_rows(right)
             left, right = map(divided, (left, right), powers)
@@ -93,7 +93,7 @@ class Factored(Leaf):
             positions = Positions.of(left, right)
             total, terms = positions.by_gram() if self.norm == "gram" else positions.by_building()
             squares = positions.rounded_up(total, terms, of_square=self.norm == "gram")
-        return squares.reshape(self.left.shape[0], math.prod(self.left.shape[1:-2])).sum(1)
+        return squares.reshape(math.prod(self.left.shape[1:-2]), self.left.shape[0]).sum(0)
 
     def weighted_sum(self, weights: Float[Array, " b"], keep: Array) -> Array:
         left, right = (kept(f, keep) for f in (self.left, self.right))
@@ -245,6 +245,11 @@ def row_squares(x: Array, axes: int = 1) -> Array:
     """Sum of squares over all axes but the first ones."""
     flat = x.reshape(math.prod(x.shape[:axes]), math.prod(x.shape[axes:]))
     return jnp.einsum("bi,bi->b", flat, flat, precision=EXACT).reshape(x.shape[:axes])
+
+
+def _groups_first(x: Array) -> Array:
+    """[B, G, P, K] as [G B, P, K], the order in which a loop over layers makes them; [B, P, K] as it is."""
+    return x if x.ndim == 3 else x.swapaxes(0, 1).reshape(x.shape[0] * x.shape[1], *x.shape[2:])
 
 
 def over_rows(weights: Array, x: Array) -> Array:

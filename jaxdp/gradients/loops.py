@@ -46,11 +46,14 @@ def _split(equation: JaxprEqn, inputs, platform: str):
     operands = list(dict.fromkeys(o for m in moved.values() for term in m.parts for o in term.operands))
     carry = [i for i in range(carried) if i not in moved]
     stacked = [i for i in range(carried, len(outputs)) if i not in moved]
+    # What the steps are given is stacked already.
+    values = dict(zip(body.jaxpr.invars[consts + carried :], inputs[consts + carried :], strict=True))
+    operands = [operand for operand in operands if operand not in values]
     wanted = [outputs[i] for i in (*carry, *stacked)] + operands
     nothing = {i: jnp.zeros((), outputs[i].aval.dtype) for i in range(carried) if i in moved}
 
-    def step(values, x):
-        whole = iter(values)
+    def step(carried_on, x):
+        whole = iter(carried_on)
         state = [nothing[i] if i in moved else next(whole) for i in range(carried)]
         results = jaxprs.evaluate(body.jaxpr, body.consts, [*inputs[:consts], *state, *x], outputs=wanted)
         return results[: len(carry)], results[len(carry) :]
@@ -59,7 +62,7 @@ def _split(equation: JaxprEqn, inputs, platform: str):
     last, rest = jax.lax.scan(
         step, first, inputs[consts + carried :], p["length"], reverse=p["reverse"], unroll=p["unroll"]
     )
-    values = dict(zip(operands, rest[len(stacked) :], strict=True))
+    values |= dict(zip(operands, rest[len(stacked) :], strict=True))
     found = dict(zip(carry, last, strict=True)) | dict(zip(stacked, rest, strict=False))
     for i, m in moved.items():
         total = _outside(m, values).astype(outputs[i].aval.dtype)
