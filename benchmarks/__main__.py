@@ -11,12 +11,13 @@ import sys
 from benchmarks import malloc
 
 NAMES = (
-    "step", "dynamic", "scaling", "memory", "peers", "noise", "accounting", "audit", "attacks",
+    "step", "language", "dynamic", "scaling", "memory", "peers", "noise", "accounting", "audit", "attacks",
     "accuracy", "device", "streaming", "table",
 )  # fmt: skip
 ON_REQUEST = ("accuracy", "device", "streaming")
 TIMED = (
     "step",
+    "language",
     "dynamic",
     "scaling",
     "peers",

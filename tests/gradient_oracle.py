@@ -21,7 +21,7 @@ def leaves_of(grads):
 
 
 def factored_count(grads):
-    return sum(isinstance(leaf, gradients.Factored) for leaf in leaves_of(grads))
+    return sum(map(gradients.is_leaf, leaves_of(grads)))
 
 
 def check(loss_fn, params, batch, *, rtol=1e-5, expect_factored=None, platform="cpu"):
@@ -37,7 +37,7 @@ def check(loss_fn, params, batch, *, rtol=1e-5, expect_factored=None, platform="
         reduced = {
             method: [
                 (
-                    leaf.dense() if isinstance(leaf, gradients.Factored) else leaf,
+                    leaf.dense() if gradients.is_leaf(leaf) else leaf,
                     gradients.squared_norm(leaf),
                     gradients.weighted_sum(leaf, weights, jnp.ones(B, bool)),
                 )
@@ -72,13 +72,24 @@ def check(loss_fn, params, batch, *, rtol=1e-5, expect_factored=None, platform="
 
 
 def allowance(leaf):
-    """What the Gram form adds for its own rounding."""
-    if not isinstance(leaf, gradients.Factored) or leaf.left.shape[1] == 1:
+    """What the forms add for their own rounding, at most: twice the worst that so many roundings can do."""
+    if not gradients.is_leaf(leaf):
         return 0
-    left, right = (np.asarray(f, np.float64) for f in (leaf.left, leaf.right))
-    lengths = (np.linalg.norm(left, axis=2) * np.linalg.norm(right, axis=2)).sum(1)
-    terms = left.shape[2] + right.shape[2] + left.shape[1] ** 2
-    return 1.01 * terms * np.finfo(np.asarray(gradients.squared_norm(leaf)).dtype).eps * lengths**2
+    squared = np.asarray(gradients.squared_norm(leaf))
+    lengths, terms = 0, 16
+    product = leaf.product if isinstance(leaf, gradients.Tied) else leaf
+    if isinstance(product, gradients.Factored):
+        left, right = (np.asarray(f, np.float64) for f in (product.left, product.right))
+        if left.shape[-2] == 1:
+            return 0
+        each = (np.linalg.norm(left, axis=-1) * np.linalg.norm(right, axis=-1)).sum(-1)
+        lengths = np.sqrt((each**2).reshape(B, -1).sum(1))
+        terms += left.shape[-1] + right.shape[-1] + 2 * left.shape[-2]
+    if not isinstance(leaf, gradients.Factored):
+        rows = (leaf.read if isinstance(leaf, gradients.Tied) else leaf).rows
+        lengths = lengths + np.linalg.norm(np.asarray(rows, np.float64), axis=-1).sum(-1)
+        terms += 2 * rows.shape[-2]
+    return 2 * terms * np.finfo(squared.dtype).eps * lengths**2
 
 
 def normal(*shape, seed=0):

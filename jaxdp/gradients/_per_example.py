@@ -13,118 +13,20 @@ A leaf whose gradient ends in anything else (biases, norms, embeddings, a kernel
 plain array [B, ...], from the same pass.
 """
 
-import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.extend.core import Literal
-from jaxtyping import Array, PyTree
+from jaxtyping import PyTree
 
 from jaxdp import _validate
 from jaxdp.gradients import convolution as convolutions
-from jaxdp.gradients import correlation, independence, inputs, jaxprs
-from jaxdp.gradients.factored import Factored
+from jaxdp.gradients import correlation, costs, forms, independence, inputs, jaxprs, loops, terms
+from jaxdp.gradients.factored import is_leaf
 
 METHODS = ("factored", "dense")
 
 Loss = Callable[..., Any]  # (params, example, *shared) -> scalar, or (scalar, aux)
-
-
-def _behind(variable, producers, arrange=()):
-    """The equation that makes `variable`, and the layout changes after it."""
-    equation = producers.get(variable)
-    if equation is None:
-        return None, arrange
-    name = equation.primitive.name
-    if name == "transpose":
-        step = ("transpose", tuple(equation.params["permutation"]))
-    elif name in ("reshape", "squeeze", "expand_dims"):
-        step = ("reshape", tuple(equation.outvars[0].aval.shape))
-    elif name == "convert_element_type":
-        source = equation.invars[0]
-        return _behind(source, producers, arrange) if not isinstance(source, Literal) else (None, arrange)
-    else:
-        return equation, arrange
-    if isinstance(equation.invars[0], Literal):
-        return None, arrange
-    return _behind(equation.invars[0], producers, (step, *arrange))
-
-
-@dataclasses.dataclass(frozen=True)
-class _Product:
-    """Where a leaf's gradient ends in a product: its operands and how to line them up."""
-
-    operands: tuple[Any, Any]
-    matrices: Callable[..., tuple[Array, ...]]  # as [positions, K] and [positions, O]
-    arrange: tuple[tuple[str, Any], ...]
-
-
-def _positions_first(x: Array, contracting: tuple[int, ...]) -> Array:
-    free = [axis for axis in range(x.ndim) if axis not in contracting]
-    positions = math.prod(x.shape[axis] for axis in contracting)
-    return x.transpose(*contracting, *free).reshape(positions, -1)
-
-
-# Writing an entry of a gradient, squaring it and summing it over examples costs about as much time as this many
-# multiplications inside a matrix product.
-_ENTRY_COST = 16
-
-
-def _factors_are_cheaper(positions: int, rows: int, columns: int) -> bool:
-    """Whether the product of [P, K] and [P, O] is kept as factors, or built and kept, per example.
-
-    Either way P K O multiplications make the sum over examples or the gradient itself.  On top of that the
-    factors need the Gram form of the norm, P^2 (K + O) multiplications, and the built gradient K O entries.
-    """
-    return positions == 1 or positions**2 * (rows + columns) <= _ENTRY_COST * rows * columns
-
-
-def _product(variable, producers) -> _Product | None:
-    """The product behind a gradient leaf, where keeping its factors is cheaper than building it."""
-    equation, arrange = _behind(variable, producers) if not isinstance(variable, Literal) else (None, ())
-    if equation is None or any(isinstance(operand, Literal) for operand in equation.invars):
-        return None
-    of = {"dot_general": _of_dot, correlation.NAME: _of_convolution}.get(equation.primitive.name)
-    found = None if of is None else of(equation)
-    if found is None:
-        return None
-    (positions, rows, columns), matrices, first = found
-    if not _factors_are_cheaper(positions, rows, columns):
-        return None
-    return _Product(tuple(equation.invars), matrices, (*first, *arrange))
-
-
-def _of_dot(equation):
-    """Sizes P, K and O of a `dot_general`, how to line its operands up, and how the product is laid out."""
-    contracting, batch = equation.params["dimension_numbers"]
-    if batch[0]:
-        return None
-    shapes = [operand.aval.shape for operand in equation.invars]
-    free = [
-        tuple(size for axis, size in enumerate(shape) if axis not in axes)
-        for shape, axes in zip(shapes, contracting, strict=True)
-    ]
-    sizes = (math.prod(shapes[0][axis] for axis in contracting[0]), *map(math.prod, free))
-
-    def matrices(left, right):
-        return _positions_first(left, contracting[0]), _positions_first(right, contracting[1])
-
-    return sizes, matrices, (("reshape", (*free[0], *free[1])),)
-
-
-def _of_convolution(equation):
-    """The same of a convolution, as its windows times the other operand."""
-    form = correlation.Form(equation)
-    if form.groups > 1 or form.empty:
-        return None
-
-    def matrices(left, right):
-        left, right = form.matrices(left, right)
-        return left[0], right[0]
-
-    return (form.positions, form.rows, form.columns), matrices, form.arrange
 
 
 def per_example(
@@ -157,6 +59,17 @@ def per_example(
 
     Formal guarantee: the i-th loss and gradient are functions of `params`, `shared` and the i-th example only.
     """
+    mapped = _mapped(loss_fn, has_aux, method, convolution, platform)
+
+    def gradients_of(params, batch, *shared):
+        value, grads, _ = mapped(params, batch, *shared)
+        return value, grads
+
+    return gradients_of
+
+
+def _mapped(loss_fn: Loss, has_aux: bool, method: str, convolution: str, platform: str):
+    """`per_example`, whose function also returns the `Form` of each parameter's gradient."""
     _validate.one_of(METHODS, method=method)
     swap = convolutions.uses_patches(convolution, platform) and method == "factored"
 
@@ -168,40 +81,94 @@ def per_example(
         inputs.check_parameters(params)
         inputs.batch_size(batch)
         params = independence.vary_as(params, batch)
-        products: list[_Product | None] = []
+        found: list[forms.Form] = []
 
         def one(example):
             arguments = (params, example, *shared)
             leaves = jax.tree.leaves(arguments)
             closed, (shape, _) = jax.make_jaxpr(value_and_grad, return_shape=True)(*arguments)
-            closed = jaxprs.flatten_calls(closed, leaves)
+            closed = (
+                loops.flat(closed, leaves, platform)
+                if method == "factored"
+                else jaxprs.flatten_calls(closed, leaves)
+            )
             independence.check(closed)
             independence.warn_of_shared_randomness(closed, params, example)
             shapes, structure = jax.tree.flatten(shape)
             values, of_gradients = closed.jaxpr.outvars[: len(shapes)], closed.jaxpr.outvars[len(shapes) :]
-            producers = {
-                variable: equation for equation in closed.jaxpr.eqns for variable in equation.outvars
-            }
-            keep = method == "factored"
-            products[:] = [_product(variable, producers) if keep else None for variable in of_gradients]
-            wanted = [
-                part
-                for product, variable in zip(products, of_gradients, strict=True)
-                for part in ([variable] if product is None else product.operands)
-            ]
-            rule = correlation.of_an_example if keep else lambda equation, inputs: None
-            outputs = jaxprs.evaluate(closed.jaxpr, closed.consts, leaves, rule, outputs=[*values, *wanted])
-            parts = iter(outputs[len(shapes) :])
-            return jax.tree.unflatten(structure, outputs[: len(shapes)]), [
-                next(parts) if product is None else product.matrices(next(parts), next(parts))
-                for product in products
-            ]
+            producers = terms.producers_of(closed.jaxpr)
+            found[:] = [
+                forms.of_gradient(variable, producers, platform) if method == "factored"
+                else forms.dense(variable, "asked for")
+                for variable in of_gradients
+            ]  # fmt: skip
+            wanted = [*values, *(operand for form in found for operand in form.operands)]
+            rule = correlation.of_an_example if method == "factored" else jaxprs.as_it_is
+            outputs = iter(jaxprs.evaluate(closed.jaxpr, closed.consts, leaves, rule, outputs=wanted))
+            value = jax.tree.unflatten(structure, [next(outputs) for _ in shapes])
+            return value, [form.leaf(*(next(outputs) for _ in form.operands)) for form in found]
 
         value, leaves = jax.vmap(one)(batch)
-        leaves = [
-            leaf if product is None else Factored(*leaf, arrange=product.arrange)
-            for product, leaf in zip(products, leaves, strict=True)
-        ]
-        return value, jax.tree.unflatten(jax.tree.structure(params), leaves)
+        return value, jax.tree.unflatten(jax.tree.structure(params), leaves), found
 
     return gradients_of
+
+
+class Explanation(list[tuple[str, str, int, str]]):
+    """Rows (name of a leaf, form, bytes an example, why); as text a table, with the sum at its end."""
+
+    def __str__(self) -> str:
+        total = sum(size for _, _, size, _ in self)
+        rows = [("leaf", "form", "an example", "why")]
+        rows += [(name, form, costs.readable(size), why) for name, form, size, why in self]
+        rows += [("all", "", costs.readable(total), "")]
+        widths = [max(len(row[column]) for row in rows) for column in range(3)]
+        return "\n".join(
+            f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:>{widths[2]}}  {d}".rstrip() for a, b, c, d in rows
+        )
+
+
+def explain(
+    loss_fn: Loss,
+    params: PyTree,
+    batch: PyTree,
+    *shared: PyTree,
+    has_aux: bool = False,
+    convolution: str = "auto",
+    platform: str = "auto",
+) -> Explanation:
+    """How the gradient of each parameter is kept, and why; nothing is computed.
+
+    Args:
+      loss_fn, has_aux, convolution, platform: see `per_example`.
+      params: parameters, or their shapes.
+      batch: arrays [B, ...], or their shapes.
+      *shared: see `per_example`.
+
+    Returns:
+      Rows (leaf, form, bytes an example, why) that print as a table.  Forms are `dense` (an array), `gram` and
+      `built` (factors; the norm from inner products, or from a product that is dropped again), `rows` (of a
+      table) and `tied` (rows and factors).
+
+    Raises:
+      ValueError: see `per_example`.
+    """
+    found: list[forms.Form] = []
+    mapped = _mapped(loss_fn, has_aux, "factored", convolution, platform)
+
+    def gradients_of(params, batch, *shared):
+        _, grads, found[:] = mapped(params, batch, *shared)
+        return grads
+
+    grads = jax.eval_shape(gradients_of, params, batch, *shared)
+    size = inputs.batch_size(batch)
+    named = jax.tree_util.tree_leaves_with_path(grads, is_leaf=is_leaf)
+    return Explanation(
+        (
+            jax.tree_util.keystr(path),
+            form.name,
+            sum(array.size * array.dtype.itemsize for array in jax.tree.leaves(leaf)) // size,
+            form.why,
+        )
+        for (path, leaf), form in zip(named, found, strict=True)
+    )

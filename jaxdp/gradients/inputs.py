@@ -9,13 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, PyTree
 
+from jaxdp.gradients import factored
+
 _NO_PARAMETERS = ("batch_stats", "cache", "intermediates", "perturbations")
 
 
 def check_real(**trees: PyTree) -> None:
     """Refuses leaves that are not real floats, by name: what bounds a gradient takes it for a real vector."""
     for name, tree in trees.items():
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=factored.is_leaf):
             dtype = leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
             if not jnp.issubdtype(dtype, jnp.floating):
                 raise ValueError(

@@ -71,11 +71,15 @@ def bind_rewritten(equation: JaxprEqn, inputs: Sequence[Any], rule: Rule) -> Seq
     return outputs if equation.primitive.multiple_results else [outputs]
 
 
+def as_it_is(equation: JaxprEqn, inputs: Sequence[Any]) -> None:
+    """The rule that replaces nothing."""
+
+
 def evaluate(
     jaxpr: Jaxpr,
     constants: Sequence[Any],
     arguments: Sequence[Any],
-    rule: Rule = lambda equation, inputs: None,
+    rule: Rule = as_it_is,
     *,
     keep_remat: bool = True,
     outputs: Sequence | None = None,
@@ -87,7 +91,8 @@ def evaluate(
       constants: values of `jaxpr.constvars`.
       arguments: values of `jaxpr.invars`.
       rule: called first on every equation; its outputs stand for the equation's, None leaves it as it is.
-      keep_remat: whether `jax.checkpoint` stays a checkpoint (its body walked all the same) or is inlined.
+      keep_remat: whether `jax.checkpoint` stays a checkpoint (its body walked all the same) or is inlined; what
+        it computes a second time is still computed a second time.
       outputs: variables of the jaxpr to return instead of its own outputs.
     """
     values = {}
@@ -106,10 +111,11 @@ def evaluate(
         if body is None:
             return bind(equation, inputs)
         walk = lambda *xs: evaluate(*body, xs, rule, keep_remat=keep_remat)  # noqa: E731
+        p = equation.params
         if keep_remat:
-            walk = jax.checkpoint(
-                walk, prevent_cse=equation.params["prevent_cse"], policy=equation.params["policy"]
-            )
+            walk = jax.checkpoint(walk, prevent_cse=p["prevent_cse"], policy=p["policy"])
+        elif p["differentiated"] and p["prevent_cse"] and inputs:
+            inputs = jax.lax.optimization_barrier(tuple(inputs))  # as JAX compiles it
         return walk(*inputs)
 
     values.update(zip(jaxpr.constvars, constants, strict=True))
@@ -132,10 +138,10 @@ def _needed(jaxpr: Jaxpr, outputs: Sequence) -> list[JaxprEqn]:
     return found[::-1]
 
 
-def flatten_calls(closed: ClosedJaxpr, arguments: Sequence[Any]) -> ClosedJaxpr:
-    """The same program of the same arguments, with nested jit and checkpoints inlined."""
+def flatten_calls(closed: ClosedJaxpr, arguments: Sequence[Any], rule: Rule = as_it_is) -> ClosedJaxpr:
+    """The same program of the same arguments, the rule applied, with nested jit and checkpoints inlined."""
 
     def program(*arguments):
-        return evaluate(closed.jaxpr, closed.consts, arguments, keep_remat=False)
+        return evaluate(closed.jaxpr, closed.consts, arguments, rule, keep_remat=False)
 
     return jax.make_jaxpr(program)(*arguments)
