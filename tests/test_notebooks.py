@@ -22,7 +22,7 @@ def code(notebook):
 
 
 def test_all_notebooks_are_found():
-    assert [name[:2] for name in NOTEBOOKS] == ["01", "02", "03", "04"]
+    assert [name[:2] for name in NOTEBOOKS] == ["01", "02", "03", "04", "05"]
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)

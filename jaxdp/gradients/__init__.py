@@ -9,6 +9,7 @@
 | `costs`        | what a form costs in operations and bytes                                                |
 | `factored`, `scattered` | a leaf of per-example gradients: its squared norms and its weighted sum         |
 | `_grouped`     | a user's examples, or augmentations of an image, as one example                          |
+| `positions`, `precision` | norms of sums of products, never below the true ones, on any device         |
 | `microbatches` | how many examples' gradients exist at the same time                                      |
 | `inputs`       | parameters, batches and masks: which are taken, which are refused by name                |
 | `independence` | refuses losses in which an example could see others                                      |

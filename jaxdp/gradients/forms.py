@@ -10,8 +10,9 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxdp.gradients import costs
+from jaxdp.gradients import costs, platforms
 from jaxdp.gradients.factored import Factored
+from jaxdp.gradients.precision import DIGITS, as_multiplied
 from jaxdp.gradients.scattered import Scattered, Tied
 from jaxdp.gradients.terms import Producers, Term, aligned, terms_of
 
@@ -54,8 +55,8 @@ def of_gradient(variable: Any, producers: Producers, platform: str) -> Form:
     if form == "kept":
         return dense(variable, f"{size}: cheaper kept than its factors")
     if rows is None:
-        return Form(form, size, products.operands, _factored(products, form))
-    return _tied(rows, products, form, size)
+        return Form(form, size, products.operands, _factored(products, form, platform))
+    return _tied(rows, products, form, size, platform)
 
 
 def dense(variable: Any, why: str) -> Form:
@@ -75,14 +76,29 @@ def _of_rows(variable, rows) -> Form:
     return Form("rows", f"a table of {size} rows, read {tokens} times", rows.operands, leaf)
 
 
-def _factored(products: Term, form: str):
-    return lambda *operands: Factored(*products.factors(*operands), arrange=products.arrange, norm=form)
+def _factored(products: Term, form: str, platform: str):
+    digits = _digits(products, platform)
+
+    def leaf(*operands):
+        factors = (as_multiplied(x, digits) for x in products.factors(*operands))
+        return Factored(*factors, arrange=products.arrange, norm=form, digits=digits)
+
+    return leaf
 
 
-def _tied(rows: Term, products: Term, form: str, size: str) -> Form:
+def _digits(products: Term, platform: str) -> int | None:
+    """See `Factored`; of float32 and what is narrower."""
+    narrow = all(operand.aval.dtype.itemsize <= 4 for operand in products.operands)
+    return DIGITS.get(platforms.resolved(platform)) if narrow else None
+
+
+def _tied(rows: Term, products: Term, form: str, size: str, platform: str) -> Form:
+    digits = _digits(products, platform)
+
     def leaf(*operands):
         ids, values = rows.factors(*operands[: len(rows.operands)])
-        product = _factored(products, form)(*operands[len(rows.operands) :])
+        product = _factored(products, form, platform)(*operands[len(rows.operands) :])
+        values = as_multiplied(values, digits)  # as the product's factors, with which they are multiplied
         return Tied(Scattered(ids, values, rows.sizes.rows, rows.arrange), product)
 
     why = f"read {rows.sizes.positions} times, and {size}; the norm is {form}"

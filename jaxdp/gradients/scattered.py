@@ -13,7 +13,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxdp.gradients import factored
-from jaxdp.gradients.factored import EXACT, Leaf, Positions
+from jaxdp.gradients.factored import Leaf
+from jaxdp.gradients.positions import Positions, divided, power_of_rows, relative, row_squares
+from jaxdp.gradients.precision import EXACT, precision, unit_roundoff
 
 
 @jax.tree_util.register_dataclass
@@ -47,11 +49,9 @@ class Scattered(Leaf):
         What is added for rounding is nothing where all ids of an example differ.
         """
         rows = self._inside()
-        power = factored.power_of_rows(rows)
-        scale, unit = factored.relative(power)
-        return jnp.square(unit) * _squares_of_equal_ids(
-            self.ids, factored.divided(rows, power) * scale[..., None]
-        )
+        power = power_of_rows(rows)
+        scale, unit = relative(power)
+        return jnp.square(unit) * _squares_of_equal_ids(self.ids, divided(rows, power) * scale[..., None])
 
     def weighted_sum(self, weights: Float[Array, " b"], keep: Array) -> Array:
         return factored.arranged(self.scattered_onto(0, weights, keep), self.arrange)
@@ -108,8 +108,9 @@ class Tied(Leaf):
             norm, terms = product.by_building(_add_rows, (ids, rows))
             return both.rounded_up(norm, terms + ids.shape[1], of_square=False)
         square, terms = product.by_gram()
-        left, right = map(factored.divided, (_columns(product.left, ids), product.right), product.powers)
-        cross = jnp.einsum("bpi,bti->bpt", right, rows, precision=EXACT) * left
+        left, right = map(divided, (_columns(product.left, ids), product.right), product.powers)
+        asked = precision(self.product.digits)
+        cross = jnp.einsum("bpi,bti->bpt", right, rows, precision=asked) * left
         cross = jnp.einsum("bp,bp->b", cross.sum(2), product.scale, precision=EXACT)
         square = square + _squares_of_equal_ids(ids, rows) + 2 * cross
         terms += rows.shape[2] + ids.shape[1] + product.left.shape[1]
@@ -124,15 +125,13 @@ class Tied(Leaf):
 
     def _on_one_scale(self) -> tuple[Array, Array, Positions]:
         """The rows and the sum of their lengths, and the product's positions, all in the same unit."""
-        product = Positions.of(self.product.left, self.product.right)
+        product = Positions.of(self.product.left, self.product.right, self.product.digits)
         rows = self.read._inside()
-        power = factored.power_of_rows(rows)
+        power = power_of_rows(rows)
         unit = jnp.maximum(product.unit, power.max(axis=1, initial=0))
-        rows = factored.divided(rows, power) * (power / unit[:, None])[..., None]
+        rows = divided(rows, power) * (power / unit[:, None])[..., None]
         terms = rows.shape[2] + rows.shape[1]
-        length = jnp.sqrt(factored.row_squares(rows, 2)).sum(1) * (
-            1 + terms * factored.unit_roundoff(rows.dtype)
-        )
+        length = jnp.sqrt(row_squares(rows, 2)).sum(1) * (1 + terms * unit_roundoff(rows.dtype))
         shrink = product.unit / unit
         scale = product.scale * shrink[:, None]
         product = dataclasses.replace(product, scale=scale, unit=unit, length=product.length * shrink)
@@ -169,7 +168,7 @@ def _squares_of_equal_ids(ids: Array, rows: Array) -> Array:
         .add(rows.reshape(-1, rows.shape[2]))
     )
     more = jnp.zeros(size * tokens, rows.dtype).at[place.reshape(-1)].add(1)[place] - 1
-    lengths = jnp.sqrt(factored.row_squares(rows, 2))
-    slack = factored.unit_roundoff(rows.dtype) * jnp.einsum("bt,bt->b", more, lengths, precision=EXACT)
-    squares = factored.row_squares(sums.reshape(rows.shape), 2).sum(1)
+    lengths = jnp.sqrt(row_squares(rows, 2))
+    slack = unit_roundoff(rows.dtype) * jnp.einsum("bt,bt->b", more, lengths, precision=EXACT)
+    squares = row_squares(sums.reshape(rows.shape), 2).sum(1)
     return jnp.square(jnp.sqrt(squares) + slack)

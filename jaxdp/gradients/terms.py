@@ -201,13 +201,14 @@ def _of_scatter(equation, producers) -> Term | None:
     numbers, clips = equation.params["dimension_numbers"], "CLIP" in str(equation.params["mode"])
     table, indices, updates = (operand.aval.shape for operand in equation.invars)
     window, named = tuple(numbers.update_window_dims), tuple(numbers.scatter_dims_to_operand_dims)
-    extents = [updates[axis] for axis in window]
+    extents: list[int] = [updates[axis] for axis in window]
     for axis in sorted((*numbers.inserted_window_dims, *numbers.operand_batching_dims)):
         extents.insert(axis, 1)
     axis = _short_axis(extents, table)
     # A window that is as long as the table starts at its start, if starts are clipped.
     if (
-        axis not in named
+        axis is None
+        or axis not in named
         or extents[axis] != 1
         or numbers.operand_batching_dims
         or (len(named) > 1 and not clips)
