@@ -34,6 +34,7 @@ def quick_compilation():
 # What takes minutes on two cores: `make test-all` runs these too.
 SLOW = (
     "tests/test_device_benchmark.py",
+    "tests/test_streaming_benchmark.py",
     "tests/test_compilation.py",
     "tests/test_lattice.py",
     "tests/laboratory/test_study.py",
