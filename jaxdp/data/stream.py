@@ -20,8 +20,7 @@ from jaxdp.data import leaves
 
 _HASHED_AT_ONCE = 256  # examples
 _ALIGNMENT = 64  # bytes
-_SURROUNDINGS = 2**16  # bytes that Linux maps around what is asked for
-_MOST_MAPPED = 2**27  # bytes of a file
+_MAPPED_ROWS = 64  # of a file, before its memory is given back: a row may bring 2 MB of surroundings with it
 
 
 def is_read_by_rows(data: Any) -> bool:
@@ -64,7 +63,6 @@ class Stream:
     digest: str | None = None
     unit: str | None = None
     ids: Any = None
-    _mapped: dict[int, int] = dataclasses.field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self):
         parts = leaves.named(self.rows)
@@ -126,22 +124,12 @@ class Stream:
     def _read(self, indices: np.ndarray) -> PyTree:
         if self._in_arrays:
             found = jax.tree.map(lambda leaf: _taken(leaf, indices), self.rows)
-            self._release(len(indices))
         else:
             distinct, places = np.unique(indices, return_inverse=True)
             found = jax.tree.map(
                 lambda leaf: leaf.take(places, axis=0), _stacked(self._examples(distinct.tolist()))
             )
         return jax.tree_util.tree_map_with_path(_held, found)
-
-    def _release(self, count: int) -> None:
-        """Keeps small what the process holds of files: a row read may bring its surroundings with it."""
-        for place, leaf in enumerate(jax.tree.leaves(self.rows)):
-            row = leaf[:1].nbytes if isinstance(leaf, np.ndarray) else 0
-            self._mapped[place] = self._mapped.get(place, 0) + count * max(row, _SURROUNDINGS)
-            if self._mapped[place] > _MOST_MAPPED:
-                leaves.released(leaf)
-                self._mapped[place] = 0
 
     def _examples(self, numbers: list[int]) -> list[PyTree]:
         several = getattr(self.rows, "__getitems__", None)
@@ -151,7 +139,11 @@ class Stream:
 def _taken(leaf: Any, indices: np.ndarray) -> np.ndarray:
     if isinstance(leaf, np.ndarray) and leaf.flags.c_contiguous and leaf.flags.aligned:
         out = _aligned((len(indices), *leaf.shape[1:]), leaf.dtype)
-        return leaf.take(indices, axis=0, out=out, mode="clip")  # others fill a buffer first
+        for start in range(0, len(indices), _MAPPED_ROWS):
+            part = slice(start, start + _MAPPED_ROWS)
+            leaf.take(indices[part], axis=0, out=out[part], mode="clip")  # other modes fill a buffer first
+            leaves.released(leaf)
+        return out
     distinct, places = np.unique(indices, return_inverse=True)
     return np.asarray(leaf[distinct]).take(places, axis=0)
 
