@@ -9,7 +9,6 @@ batches' worth of examples that it holds.
 import argparse
 import json
 import pathlib
-import resource
 import subprocess
 import sys
 import tempfile
@@ -97,7 +96,8 @@ def peak(path: pathlib.Path, name: str, batch_size: int, steps: int, streamed: b
         examples = 8 * batch_size
         source = Source(arrays=(np.zeros((examples, *SHAPE), np.uint8), np.zeros(examples, np.int32)))
     Runs(name, source.examples, batch_size, steps).run("one", source)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # Linux counts in KiB
+    lines = pathlib.Path("/proc/self/status").read_text().splitlines()  # the parent's is no part of it
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
 
 def apart(path: pathlib.Path, *arguments: object) -> float:
@@ -135,8 +135,8 @@ def section(documents: list[dict[str, Any]]) -> str:
         for row in document["records"]
     ]
     note = (
-        "The same run on a memory-mapped file and with its data held, in turns. `peak` is of a whole "
-        "process that trains on the file, `baseline` of the same run on a few examples.\n"
+        "The same run on a memory-mapped file and with its data held, in turns. `peak` is of a whole process "
+        "that trains on the file, `baseline` of the same run on a few examples.\n"
     )
     return "\n".join(
         ["## Data that do not fit\n", note, markdown([name.replace("_", " ") for name in shown], rows)]

@@ -45,6 +45,7 @@ def full_float32(request):
 # What takes minutes on two cores: `make test-all` runs these too.
 SLOW = (
     "tests/test_device_benchmark.py",
+    "tests/test_streaming_benchmark.py",
     "tests/test_compilation.py",
     "tests/test_lattice.py",
     "tests/laboratory/test_study.py",

@@ -8,6 +8,7 @@ ValueError: rows=builtin_function_or_method: needs arrays, or an object with __l
 import dataclasses
 import functools
 import hashlib
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,8 @@ from jaxtyping import Int, PyTree
 from jaxdp.data import leaves
 
 _HASHED_AT_ONCE = 256  # examples
+_ALIGNMENT = 64  # bytes
+_MAPPED_ROWS = 64  # of a file, before its memory is given back: a row may bring 2 MB of surroundings with it
 
 
 def is_read_by_rows(data: Any) -> bool:
@@ -119,26 +122,38 @@ class Stream:
         return found
 
     def _read(self, indices: np.ndarray) -> PyTree:
-        distinct, places = np.unique(indices, return_inverse=True)
         if self._in_arrays:
-            found = jax.tree.map(lambda leaf: _taken(leaf, distinct), self.rows)
+            found = jax.tree.map(lambda leaf: _taken(leaf, indices), self.rows)
         else:
-            found = _stacked(self._examples(distinct.tolist()))
-        found = jax.tree_util.tree_map_with_path(_held, found)
-        if np.array_equal(distinct, indices):
-            return found
-        return jax.tree.map(lambda leaf: leaf.take(places, axis=0), found)
+            distinct, places = np.unique(indices, return_inverse=True)
+            found = jax.tree.map(
+                lambda leaf: leaf.take(places, axis=0), _stacked(self._examples(distinct.tolist()))
+            )
+        return jax.tree_util.tree_map_with_path(_held, found)
 
     def _examples(self, numbers: list[int]) -> list[PyTree]:
         several = getattr(self.rows, "__getitems__", None)
         return [self.rows[i] for i in numbers] if several is None else list(several(numbers))
 
 
-def _taken(leaf: Any, ascending: np.ndarray) -> np.ndarray:
-    whole = isinstance(leaf, np.ndarray) and leaf.flags.c_contiguous and leaf.flags.aligned
-    found = leaf.take(ascending, axis=0) if whole else np.asarray(leaf[ascending])
-    leaves.released(leaf)
-    return np.asarray(found)
+def _taken(leaf: Any, indices: np.ndarray) -> np.ndarray:
+    if isinstance(leaf, np.ndarray) and leaf.flags.c_contiguous and leaf.flags.aligned:
+        out = _aligned((len(indices), *leaf.shape[1:]), leaf.dtype)
+        for start in range(0, len(indices), _MAPPED_ROWS):
+            part = slice(start, start + _MAPPED_ROWS)
+            leaf.take(indices[part], axis=0, out=out[part], mode="clip")  # other modes fill a buffer first
+            leaves.released(leaf)
+        return out
+    distinct, places = np.unique(indices, return_inverse=True)
+    return np.asarray(leaf[distinct]).take(places, axis=0)
+
+
+def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An array that JAX takes on a CPU as it is, without copying it."""
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.empty(size + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    return memory[start : start + size].view(dtype).reshape(shape)
 
 
 def _stacked(examples: list[PyTree]) -> PyTree:
