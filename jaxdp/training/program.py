@@ -176,8 +176,7 @@ class Program:
 
         Args:
           plan: the program's, or one that differs in seed and in the factor on its schedule alone.
-          state: before it.
-          arrays: the data on the device.
+          state, arrays: before it, and the data on the device.
         """
         return self._step(_traced(plan), state, arrays)
 
