@@ -1,7 +1,7 @@
 """`python -m benchmarks [NAME [options]]`: runs the benchmarks and writes the table, or runs one.
 
-`accuracy` runs only where it is named: it trains for long, on data that have to be prepared first; and
-`device`, which is all that a GPU is asked in a few minutes.
+`accuracy` runs only where it is named: it trains for long, on data that have to be prepared first;
+`device`, which is all that a GPU is asked in a few minutes; `devices`, several that XLA makes of one CPU.
 """
 
 import importlib
@@ -12,10 +12,10 @@ from benchmarks import malloc
 
 NAMES = (
     "step", "dynamic", "scaling", "memory", "peers", "noise", "accounting", "audit", "attacks",
-    "accuracy", "device", "table",
+    "accuracy", "device", "devices", "table",
 )  # fmt: skip
-ON_REQUEST = ("accuracy", "device")
-TIMED = ("step", "dynamic", "scaling", "peers", "noise", "device")  # in processes whose malloc is tuned
+ON_REQUEST = ("accuracy", "device", "devices")
+TIMED = ("step", "dynamic", "scaling", "peers", "noise", "device", "devices")  # in processes whose malloc is tuned
 
 
 def main(arguments: list[str]) -> int:
