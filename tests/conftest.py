@@ -82,6 +82,7 @@ SLOW = (
     "tests/training/test_mesh.py::test_examples_along",
     "tests/training/test_mesh.py::test_a_",
     "tests/commands/test_processes.py",
+    "tests/test_devices.py::test_shards_draw",
 )
 
 

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from on_devices import environment
 
-from jaxdp import records
 from jaxdp.training import checkpoints
 
 OPTIONS = (
@@ -61,9 +60,12 @@ def alone(tmp_path_factory):
 def test_two_processes_make_the_run_of_one_and_one_writes(tmp_path, alone):
     (first, said, error), (second, nothing, _) = finished(*pair(tmp_path))
     assert first == second == 0, error
-    assert "devices: 2 devices (cpu) of 2 processes, the examples in 2 parts" in said and not nothing
+    assert (
+        "devices: 2 devices (cpu) of 2 processes, the examples in 2 parts" in said
+        and "record:" not in nothing
+    )
     is_the_same_run(tmp_path, alone)
-    assert len(list(tmp_path.glob("*.json"))) == 1 and records is not None
+    assert len(list(tmp_path.glob("*.json"))) == 1
 
 
 def saved(folder, least: int, processes, seconds=200):
