@@ -15,7 +15,15 @@ NAMES = (
     "accuracy", "device", "devices", "table",
 )  # fmt: skip
 ON_REQUEST = ("accuracy", "device", "devices")
-TIMED = ("step", "dynamic", "scaling", "peers", "noise", "device", "devices")  # in processes whose malloc is tuned
+TIMED = (
+    "step",
+    "dynamic",
+    "scaling",
+    "peers",
+    "noise",
+    "device",
+    "devices",
+)  # in processes whose malloc is tuned
 
 
 def main(arguments: list[str]) -> int:
