@@ -57,7 +57,9 @@ def measure(name: str, batch_size: int, microbatch_size: int, rounds: int) -> di
         "collectives": {word: len(re.findall(rf" {word}\(", text)) for word in _COLLECTIVES},
         "median_ms": 1e3 * float(np.median([clock() for _ in range(rounds)])),
         "gradient_norm": float(
-            np.sqrt(sum(np.sum(np.square(leaf, dtype=np.float64)) for leaf in jax.tree.leaves(summed.gradients)))
+            np.sqrt(
+                sum(np.sum(np.square(leaf, dtype=np.float64)) for leaf in jax.tree.leaves(summed.gradients))
+            )
         ),
         "environment": timing.environment(),
     }

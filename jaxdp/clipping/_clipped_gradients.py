@@ -99,8 +99,7 @@ def clipped_gradients(
             return jax.tree.map(jnp.add, total, summed), value
 
         value, summed = jax.eval_shape(piece_of, jax.tree.map(lambda x: x[0], batches))
-        zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), summed)
-        zero = independence.vary_as(zero, summed)
+        zero = _zeros(summed)
         if skips and not cut.interleaved:
             summed, values = microbatches.scan_to_last(add, zero, batches, value)
         else:
@@ -125,6 +124,10 @@ def clipped_gradients(
         return shards.on_each(spread, on_device, (batch, mask), whole, specs)
 
     return in_shards
+
+
+def _zeros(shapes: Any) -> Any:
+    return independence.vary_as(jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes), shapes)
 
 
 def mean_gradient(loss_fn: gradients.Loss, platform: str) -> Callable[..., tuple]:

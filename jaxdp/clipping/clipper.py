@@ -40,6 +40,24 @@ class ClippedSum(NamedTuple):
     `privatize` refuses a sum that was multiplied by anything but a whole number; times a whole number it is the
     sum of as many copies, and no test can tell: scale after `privatize`.
 
+    A batch that comes in several parts (from calls, hosts, forward passes) is one step: clip every part at the
+    step and clip state of the same optimizer state, add the parts up, update once.
+
+    >>> import jax, jax.numpy as jnp, jaxdp
+    >>> from jaxdp import clipping
+    >>> clipper, loss_fn = clipping.flat(1.0), lambda w, x: (x @ w) ** 2
+    >>> optimizer = jaxdp.privatize(clipper, 1.0, expected_batch_size=8, key=0)
+    >>> params, x = jnp.ones(3), jnp.arange(24.0).reshape(8, 3)
+    >>> state, gradient = optimizer.init(params), jaxdp.clipped_gradients(loss_fn, clipper)
+    >>> parts = [gradient(params, part, None, state.clip, state.step)[1] for part in (x[:5], x[5:])]
+    >>> summed = jax.tree.map(jnp.add, *parts)
+    >>> int(summed.examples), float(summed.sensitivity)
+    (8, 1.0)
+    >>> update, state = optimizer.update(summed, state, params)
+    >>> whole, _ = optimizer.update(gradient(params, x, None, (), 0)[1], optimizer.init(params), params)
+    >>> bool(jnp.abs(update - whole).max() < 1e-6)
+    True
+
     Attributes:
       gradients: the sum of the clipped gradients, in the parameters' structure, at least float32.
       examples: number of examples that count (padding does not).
