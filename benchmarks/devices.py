@@ -45,14 +45,15 @@ def measure(name: str, batch_size: int, microbatch_size: int, rounds: int) -> di
     clock = timing.timed(lambda: step(params, batch))
     timing.first_call(lambda: step(params, batch))
     _, summed = step(params, batch)
-    text, memory = program.as_text(), program.memory_analysis()
+    text, memory, cost = program.as_text(), program.memory_analysis(), piece.cost_analysis()
+    assert memory is not None and cost is not None  # of a CPU
     return {
         "model": name,
         "batch": batch_size,
         "devices": devices,
         "microbatch": microbatch_size,
         "pieces_a_device": pieces,
-        "gigaflops_a_device": pieces * piece.cost_analysis()["flops"] / 1e9,
+        "gigaflops_a_device": pieces * cost["flops"] / 1e9,
         "temporary_megabytes": memory.temp_size_in_bytes / 1e6,
         "collectives": {word: len(re.findall(rf" {word}\(", text)) for word in _COLLECTIVES},
         "median_ms": 1e3 * float(np.median([clock() for _ in range(rounds)])),
