@@ -207,7 +207,8 @@ def _of_scatter(equation, producers) -> Term | None:
     axis = _short_axis(extents, table)
     # A window that is as long as the table starts at its start, if starts are clipped.
     if (
-        axis not in named
+        axis is None
+        or axis not in named
         or extents[axis] != 1
         or numbers.operand_batching_dims
         or (len(named) > 1 and not clips)
