@@ -1,16 +1,15 @@
 """Per-example gradients, dense or as the products they are.
 
 The gradient of a kernel W used as x @ W is x^T d, with d the cotangent of the product.  For one example it is
-a large array made of two small ones.  `per_example` traces the gradient of the loss of one example, looks at
-the last equation behind each leaf of the gradient, and where that is a `dot_general` or a convolution it keeps
-the two operands (a `Factored` leaf) instead of their product.  Clipping needs only two things of a leaf, and
-both are cheap on the operands: the squared norm of each example's gradient, and the weighted sum over
-examples, which is one matrix product x^T (w d).
+a large array made of two small ones.  `per_example` traces the gradient of the loss of one example, reads the
+last equations behind each leaf of the gradient, and where they are products, convolutions or rows added to a
+table it keeps the operands (a `Leaf`) instead of what they make.  Clipping needs only two things of a leaf, and
+both are cheap on the operands: the squared norm of each example's gradient, and the weighted sum over examples.
 
 Since the gradient's own program is read, not the model's, it does not matter how the model was written (Flax
 nnx or linen, Equinox, plain JAX), nor what nested jit, custom derivative rules or checkpoints lie in between.
-A leaf whose gradient ends in anything else (biases, norms, embeddings, a kernel used twice or in a scan) is a
-plain array [B, ...], from the same pass.
+A leaf whose gradient ends in anything else (biases, norms), or is no larger than its operands, is a plain array
+[B, ...], from the same pass; `explain` says which and why.
 """
 
 from collections.abc import Callable
@@ -44,7 +43,7 @@ def per_example(
         example cannot see the others, so the gradient of each depends on that example alone.  For dropout and
         augmentation give each example its key, as a part of it.
       has_aux: whether `loss_fn` returns `(loss, aux)`, as in `jax.value_and_grad`.
-      method: `factored` (kernels as `Factored` leaves where that is cheaper) or `dense` (every leaf [B, ...]).
+      method: `factored` (kernels and tables as `Leaf`s where that is cheaper) or `dense` (every leaf [B, ...]).
       convolution: `auto`, `patches` or `lax`; see `gradients.convolution`.
       platform: what the program will run on, for which its form is chosen; see `platforms.resolved`.
 
