@@ -34,7 +34,7 @@ def measure(name: str, batch_size: int, microbatch_size: int, rounds: int) -> di
     params = jax.device_put(model.params, whole)
     batch = jax.device_put(networks.batch(name, batch_size), rows)
 
-    def compiled(batch, size):
+    def compiled(batch, size) -> tuple[Any, Any]:
         gradient = clipped_gradients(loss_fn, clipper, microbatch_size=size)
         step = jax.jit(lambda params, batch: gradient(params, batch, None, (), 0))
         return step, step.lower(params, batch).compile()
