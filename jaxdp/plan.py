@@ -178,7 +178,10 @@ class Plan:
         """
         if self.clipper is None:
             return mean_gradient(loss_fn, platform)
-        summed = clipped_gradients(loss_fn, self.clipper, microbatch_size=microbatch_size, platform=platform)
+        summed = clipped_gradients(
+            loss_fn, self.clipper, microbatch_size=microbatch_size, platform=platform,
+            poisson=self.sampling.kind == "poisson",
+        )  # fmt: skip
 
         def gradient(params: PyTree, opt_state: PyTree, batch: PyTree, mask: Array | None = None):
             state = privatize_state(opt_state)

@@ -22,6 +22,7 @@ def clipped_gradients(
     convolution: str = "auto",
     platform: str = "auto",
     batch_axes: str | Sequence[str] | None = None,
+    poisson: bool = False,
 ) -> Callable[..., tuple[Any, ClippedSum]]:
     """Losses and clipped sum of a batch, computed in microbatches: what `privatize` takes for large batches.
 
@@ -37,6 +38,8 @@ def clipped_gradients(
         it holds: None for those in its type, or where it says none (`AxisType.Auto`) the mesh's first axis.
         Parameters that are split along these are gathered once; () leaves all to XLA, which gathers no batch,
         and reduces after every microbatch.
+      poisson: whether batches have the places of `sampling.poisson`, of which the last are padding most of the
+        time: with `auto`, these are then computed in small microbatches, so that few are padding.
 
     Returns:
       A function `(params, batch, mask, clip_state, step, *shared) -> (losses [B], ClippedSum)`, with `has_aux`
@@ -69,7 +72,7 @@ def clipped_gradients(
     def in_pieces(params, batch, mask, padded, clip_state, step, *shared):
         size, fits = len(mask), size_of_pieces(params, batch, *shared)
         skips = padded and not has_aux and platforms.resolved(platform) == "cpu"
-        sure, rest = microbatches.sure_of(size) if microbatch_size == "auto" else (0, size)
+        sure, rest = microbatches.sure_of(size) if poisson and microbatch_size == "auto" else (0, size)
         if not skips or fits is None or fits <= rest or not sure:
             return pieces_of(fits, skips, params, batch, mask, clip_state, step, *shared)
         # Large pieces are fast and small ones fit: the one for rows that are real most of the time, the other

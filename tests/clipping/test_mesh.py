@@ -115,7 +115,9 @@ def linear_loss(params, x):
 def places_computed(places: int, count: int, size) -> int:
     """How many rows' losses a padded batch computes: those of skipped pieces are 0, and no other is."""
     x, mask = jnp.ones((places, 4)), jnp.arange(places) < count
-    gradient = clipped_gradients(linear_loss, clipping.flat(1.0), microbatch_size=size, platform="cpu")
+    gradient = clipped_gradients(
+        linear_loss, clipping.flat(1.0), microbatch_size=size, platform="cpu", poisson=size == "auto"
+    )
     losses, summed = jax.jit(gradient, static_argnums=(3,))({"w": jnp.ones((4, 3))}, x, mask, (), 0)
     assert int(summed.examples) == count and bool(summed.bounds.all_are(jnp.float32(1.0)))
     np.testing.assert_allclose(summed.gradients["w"].sum(), count * np.sqrt(12), rtol=1e-5)
