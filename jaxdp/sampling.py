@@ -211,7 +211,7 @@ def truncated_poisson(
         return Batch(jnp.where(mask, ascending, 0), mask, drawn.overflow)
 
     return dataclasses.replace(
-        candidates, kind="truncated_poisson", physical_batch_size=int(limit), draw=draw
+        candidates, kind="truncated_poisson", physical_batch_size=int(limit), draw=draw, draw_rows=None
     )
 
 

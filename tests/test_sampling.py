@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jaxdp import sampling
+from jaxdp import noise, sampling
 
 SAMPLERS = {
     "poisson": lambda: sampling.poisson(300, 0.1, steps=1_000),
@@ -45,6 +45,24 @@ class TestEverySampler:
     def test_rate_is_the_expected_share(self, name):
         sampler = SAMPLERS[name]()
         assert sampler.sampling_rate == pytest.approx(sampler.expected_batch_size / sampler.examples)
+
+    @pytest.mark.parametrize("shards", [2, 7])
+    def test_the_union_of_what_shards_draw_is_the_batch(self, name, shards):
+        sampler = SAMPLERS[name]()
+        rows, draw = sampler.on_shards(shards)
+        assert rows * shards >= sampler.examples
+        draw = jax.jit(draw)
+        for step in range(6):
+            whole = sampler.draw(noise.secret(0), step)
+            expected = np.asarray(whole.indices)[np.asarray(whole.mask)]
+            found = []
+            for shard in range(shards):
+                part = draw(noise.secret(0), step, shard)
+                assert not part.overflow and part.indices.max() < rows
+                found += [np.asarray(part.indices)[np.asarray(part.mask)] + shard * rows]
+            found = np.concatenate(found)
+            assert len(np.unique(found)) == len(found)
+            np.testing.assert_array_equal(np.sort(found), np.sort(expected))
 
 
 def test_poisson_takes_every_example_at_the_stated_rate_and_independently():

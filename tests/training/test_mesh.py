@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from on_devices import run
 
@@ -143,26 +142,6 @@ def test_a_copy_that_goes_on_on_another_number_of_devices_shares_no_noise(tmp_pa
     run(_SETTING + _CHANGES, folder, "4", "10")
     shutil.copytree(folder, copy)
     assert run(_SETTING + _CHANGES, copy, "1", "0", devices=1).startswith("other keys")
-
-
-@pytest.mark.parametrize("kind", ["poisson", "poisson everything", "shuffled", "full"])
-@pytest.mark.parametrize("shards", [2, 7])
-def test_the_union_of_what_the_shards_draw_is_the_batch(kind, shards):
-    rate = 1.0 if kind == "poisson everything" else 0.2
-    sampler = sampling.create(kind.split()[0], 301, rate, 50)
-    rows, draw = sampler.on_shards(shards)
-    assert rows * shards >= 301
-    for step in range(6):
-        whole = sampler.draw(noise.secret(0), step)
-        expected = np.asarray(whole.indices)[np.asarray(whole.mask)]
-        found = []
-        for shard in range(shards):
-            part = jax.jit(draw)(noise.secret(0), step, shard)
-            assert not part.overflow and part.indices.max() < rows
-            found += [np.asarray(part.indices)[np.asarray(part.mask)] + shard * rows]
-        found = np.concatenate(found)
-        assert len(np.unique(found)) == len(found)
-        np.testing.assert_array_equal(np.sort(found), np.sort(expected))
 
 
 def test_the_places_of_all_shards_together_suffice():
