@@ -145,11 +145,12 @@ def test_a_copy_that_goes_on_on_another_number_of_devices_shares_no_noise(tmp_pa
     assert run(_SETTING + _CHANGES, copy, "1", "0", devices=1).startswith("other keys")
 
 
-@pytest.mark.parametrize("kind", ["poisson", "poisson everything", "shuffled", "full"])
+@pytest.mark.parametrize("kind", ["poisson", "poisson everything", "truncated_poisson", "shuffled", "full"])
 @pytest.mark.parametrize("shards", [2, 7])
 def test_the_union_of_what_the_shards_draw_is_the_batch(kind, shards):
     rate = 1.0 if kind == "poisson everything" else 0.2
-    sampler = sampling.create(kind.split()[0], 301, rate, 50)
+    limit = 50 if kind == "truncated_poisson" else None  # of 60 that are drawn
+    sampler = sampling.create(kind.split()[0], 301, rate, 50, limit)
     rows, draw = sampler.on_shards(shards)
     assert rows * shards >= 301
     for step in range(6):
