@@ -210,6 +210,7 @@ def truncated_poisson(
         ascending = jnp.sort(jnp.where(mask, order, examples))
         return Batch(jnp.where(mask, ascending, 0), mask, drawn.overflow)
 
+    # Which of too many are kept hangs on all of them: no shard can tell from its own rows.
     return dataclasses.replace(
         candidates, kind="truncated_poisson", physical_batch_size=int(limit), draw=draw, draw_rows=None
     )

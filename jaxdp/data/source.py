@@ -11,7 +11,6 @@ ValueError: data['y'] has 5 examples, data['x'] has 6: must be as many
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -59,9 +58,11 @@ class Source:
         """The number of examples."""
         return len(jax.tree.leaves(self.arrays)[0])
 
-    @functools.cached_property
+    @property
     def fingerprint(self) -> str:
-        """SHA-256 of structure, types, shapes and bytes: whether two runs saw the same.  As private as they."""
+        """SHA-256 of structure, types, shapes and bytes, as they are now: whether two runs saw the same.  As
+        private as they.
+        """
         return leaves.fingerprint(leaves.named(self.arrays))
 
 

@@ -95,9 +95,11 @@ class Stream:
         first = self._read(np.zeros(1, np.int64))
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), first)
 
-    @functools.cached_property
+    @property
     def fingerprint(self) -> str:
-        """`digest`, or a SHA-256 of all: whether two runs saw the same examples.  As private as they."""
+        """`digest`, or a SHA-256 of all as they are now: whether two runs saw the same examples.  As private as
+        they.
+        """
         if self.digest is not None:
             return f"given: {self.digest}"
         if all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(self.rows)):

@@ -98,7 +98,7 @@ def _of_equation(equation, producers, arrange, skip) -> Iterator[Term]:
     reader = {
         "dot_general": _of_dot, correlation.NAME: _of_convolution, "scatter-add": _of_scatter,
         "dynamic_update_slice": _of_slice, "pad": _of_slice,
-    }.get(name)  # fmt: skip
+    }.get(name) if equation.outvars[0].aval.size else None  # fmt: skip
     constant = any(isinstance(operand, Literal) for operand in equation.invars) and reader is not _of_slice
     found = None if reader is None or constant else reader(equation, producers)
     if found is None:
@@ -166,6 +166,9 @@ def _one_hot(variable, summed, producers) -> Any:
         equation = None if isinstance(source, Literal) else producers.get(source)
     if equation is None or equation.primitive.name != "eq":
         return None
+    kind = equation.invars[0].aval.dtype
+    if not jnp.issubdtype(kind, jnp.integer) or shape[-1] - 1 > jnp.iinfo(kind).max:
+        return None  # an id may lie between two places, or equal several
     for ids, places in (equation.invars, equation.invars[::-1]):
         made = None if isinstance(places, Literal) else producers.get(places)
         if made is None or made.primitive.name != "iota":

@@ -73,7 +73,7 @@ class Program:
           ValueError: it differs in more than its seed, its reasons and the factor on its schedule.
         """
         mine, other = (_without_arguments(p) for p in (self.plan, plan))
-        for name in ("clipper", "noise_multiplier", "sampler", "steps"):
+        for name in ("clipper", "noise_multiplier", "sampler", "steps", "generator"):
             if getattr(mine, name) != getattr(other, name):
                 raise ValueError(f"program: was compiled for another {name} than the plan's")
         if not np.array_equal(self._asked, _function_values(plan)):

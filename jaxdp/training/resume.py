@@ -73,8 +73,11 @@ def _text(program: Program, state: TrainState, arrays: PyTree | Feed) -> str:
 
 
 def _devices(program: Program) -> str:
-    """The mesh, which decides how sums are rounded, and nothing else."""
-    return "1" if program.placement is None else str(dict(program.placement.mesh.shape))
+    """The mesh and how parameters lie on it, which decide how sums are rounded, and nothing else."""
+    place = program.placement
+    if place is None:
+        return "1"
+    return f"{dict(place.mesh.shape)} of {jax.process_count()} processes, {list(map(str, place.specs))}"
 
 
 def place_of(folder: pathlib.Path) -> str:

@@ -59,6 +59,19 @@ def test_embeddings(read, double):
         assert isinstance(grads, gradients.Scattered) and grads.shape == (B, 40, 3)
 
 
+@pytest.mark.parametrize("kind", [jnp.float32, jnp.uint8])
+def test_one_hot_rows_of_ids_that_are_no_number_of_one_row(kind):
+    """One between two rows is none of them, and one byte stands for several of 300."""
+    ids = some_ids(B, 4, below=250).astype(kind)
+    ids = ids.at[:, 1].add(0.5) if kind == jnp.float32 else ids
+
+    def loss_fn(table, ids):
+        chosen = (ids[:, None] == jax.lax.broadcasted_iota(kind, (1, 300), 1)).astype(table.dtype)
+        return jnp.sum(jnp.sin(1 + chosen @ table) * (1 + jnp.arange(4.0))[:, None])
+
+    check(loss_fn, normal(300, 3), ids)
+
+
 def test_a_table_with_fewer_rows_than_tokens_stays_an_array():
     grads = check(
         lambda t, ids: jnp.sum(jnp.sin(t[ids])), normal(5, 3), some_ids(B, 7, below=5), expect_factored=0
@@ -132,6 +145,14 @@ def test_scanned_layers(remat, double):
 
         grads = check(loss_fn, params, normal(B, 2, 8), rtol=1e-10 if double else 2e-5, expect_factored=2)
         assert grads["w"].left.shape == (B, 3, 2, 8)
+
+
+def test_no_layers():
+    """A loop over none, and heads of which there are none."""
+    params = {"w": normal(0, 8, 8), "b": normal(0, 8), "heads": normal(0, 2, 8, 8)}
+    loss_fn = lambda params, x: layers_loss(params, x, remat="")  # noqa: E731
+    _, grads = gradients.per_example(loss_fn)(params, normal(B, 2, 8))
+    assert {name: leaf.shape for name, leaf in grads.items()} == {k: (B, *p.shape) for k, p in params.items()}
 
 
 @pytest.mark.parametrize("double", [False, True])

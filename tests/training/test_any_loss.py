@@ -206,6 +206,7 @@ def test_a_program_is_not_lent_to_another_plan():
             dataclasses.replace(plan, noise_multiplier=schedules.linear(12, start=9.0, end=4.0)),
             "noise_multiplier",
         ),
+        (dataclasses.replace(plan, generator="threefry"), "generator"),
     ):
         with pytest.raises(ValueError, match=f"compiled for another {name}"):
             trained(other, program=first.program)

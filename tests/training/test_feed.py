@@ -173,6 +173,16 @@ def test_another_rate_or_other_data_is_another_run(tmp_path):
         trained(Rows(X[::-1]), planned(), folder=tmp_path / "run", resume=True)
 
 
+@pytest.mark.parametrize("kind", ["stream", "source"])
+def test_data_that_changed_behind_their_source_are_other_data(tmp_path, kind):
+    """They would meet the noise that those before them did."""
+    x = X.copy()
+    source = Stream(rows=Rows(x)) if kind == "stream" else Source(arrays={"x": x, "y": Y})
+    before, again = source.fingerprint, source.fingerprint
+    x[7] += 1
+    assert before == again != source.fingerprint
+
+
 def test_a_tree_has_the_same_fingerprint_on_disk_and_in_memory(tmp_path):
     tree = {"x": X, "y": Y}
     assert data.as_source(mapped(tmp_path, **tree)).fingerprint == Source(arrays=tree).fingerprint

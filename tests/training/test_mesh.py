@@ -144,6 +144,22 @@ def test_a_copy_that_goes_on_on_another_number_of_devices_shares_no_noise(tmp_pa
     assert run(_SETTING + _CHANGES, copy, "1", "0", devices=1).startswith("other keys")
 
 
+_LAID = """
+from jaxdp.training import resume
+mesh, plan = mesh_of(2, 2), planned()
+def found(spec):
+    params = PARAMS | {"a": jax.device_put(PARAMS["a"], NamedSharding(mesh, spec))}
+    made = Program(plan=plan, loss_fn=loss_fn, optimizer=optax.sgd(1.0), placement=placement.of(mesh, params))
+    return resume._devices(made)
+assert found(P()) == found(P()) != found(P(None, "model"))
+"""
+
+
+def test_parameters_that_lie_otherwise_are_told_apart():
+    """Their products are summed in other parts: a copy of the run may not meet the same noise so."""
+    run(_SETTING + _LAID)
+
+
 def test_the_places_of_all_shards_together_suffice():
     from scipy import stats
 
