@@ -215,8 +215,8 @@ def _of_tests(found: Gdp) -> str:
     )
     tests = f"a test's true positive rate is at most {rates} of false positives"
     if found.mu is None:
-        return f"{tests}; no mu of Gaussian differential privacy fits"
-    return f"{rounded(found.mu)}-GDP{f' but for {found.excess:g}' if found.excess else ''}; {tests}"
+        return f"{tests}, by ideal noise; no mu of Gaussian differential privacy fits"
+    return f"{rounded(found.mu)}-GDP{f' but for {found.excess:g}' if found.excess else ''}; {tests}, by ideal noise"
 
 
 def _said_of(text: str, unit: str) -> str:

@@ -28,7 +28,7 @@ def grouped(
     Returns:
       A function `(params, (examples, present), *shared) -> scalar`.  `examples`: a tree of arrays [K, ...];
       `present` [K]: False or 0 for places without an example, whatever stands there.  A group without any has
-      the loss 0, and the gradient 0.
+      the loss 0, and the gradient 0 if that of its first place is finite.
 
     Formal guarantee: a batch has one clipped gradient a group, whose norm is at most the bound however many
     examples it is of.  It protects whoever has one group, and nobody whose examples stand in several.
