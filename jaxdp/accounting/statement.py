@@ -213,10 +213,10 @@ def _of_tests(found: Gdp) -> str:
         f"{rounded(100 * true)} % at {100 * false:g} %"
         for false, true in zip(FALSE_POSITIVE_RATES, found.true_positive_rates, strict=True)
     )
-    tests = f"a test's true positive rate is at most {rates} of false positives"
+    tests = f"of ideal noise a test's true positive rate is at most {rates} of false positives"
     if found.mu is None:
-        return f"{tests}, by ideal noise; no mu of Gaussian differential privacy fits"
-    return f"{rounded(found.mu)}-GDP{f' but for {found.excess:g}' if found.excess else ''}; {tests}, by ideal noise"
+        return f"{tests}; no mu of Gaussian differential privacy fits"
+    return f"{rounded(found.mu)}-GDP{f' but for {found.excess:g}' if found.excess else ''}; {tests}"
 
 
 def _said_of(text: str, unit: str) -> str:
