@@ -83,6 +83,18 @@ SLOW = (
     "tests/training/test_mesh.py::test_a_",
     "tests/commands/test_processes.py",
     "tests/test_devices.py::test_shards_draw",
+    "tests/test_tasks.py::test_one_gradient_is_inverted",
+    "tests/gradients/test_architectures.py::test_transformer_in_float64",
+    "tests/gradients/test_gradients.py::test_gram_and_product",
+    "tests/gradients/test_gradients.py::test_linen_transformer",
+    "tests/gradients/test_language_models.py::test_decoder_computed",
+    "tests/gradients/test_language_models.py::test_linen_scan",
+    "tests/gradients/test_language_models.py::test_nnx_scan",
+    "tests/gradients/test_language_models.py::test_the_program_for_a_gpu",
+    "tests/training/test_feed.py::test_kill_9",
+    "tests/training/test_training.py::test_a_resumed_run_keeps",
+    "tests/training/test_training.py::test_one_compilation_for_epochs_of_any_length[linear]",
+    "tests/training/test_training.py::test_quantile_clipping_costs",
 )
 
 
