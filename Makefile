@@ -10,9 +10,10 @@ compare: .venv/installed
 test: .venv/installed
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
-SMOKE := tests/test_layout.py tests/test_readme.py tests/test_schedules.py tests/test_privatize.py \
-	tests/test_refusals.py tests/accounting/test_statement.py \
-	tests/accounting/test_ledger.py jaxdp/plan.py jaxdp/__init__.py
+SMOKE := tests/test_layout.py tests/test_readme.py tests/test_schedules.py tests/test_sampling.py \
+	tests/test_refusals.py tests/accounting/test_statement.py tests/accounting/test_ledger.py \
+	tests/accounting/test_gdp.py tests/clipping/test_precision.py tests/training/test_program.py \
+	tests/commands/test_account_command.py tests/data jaxdp/plan.py jaxdp/__init__.py
 
 smoke: .venv/installed  # what a change anywhere breaks first
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(SMOKE)

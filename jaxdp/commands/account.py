@@ -56,8 +56,6 @@ class Planned:
     """The noise will come from a given seed instead of the system's entropy."""
     examples: int | None = None
     """Number of examples, for truncated_poisson, and for a warning where delta is not below one over it."""
-    parameters: int | None = None
-    """Number of parameters, all noised by each step: shows what the error of the noise's generator adds."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,6 +76,8 @@ class Claimed:
     """Calibrate `--calibrate` to spend this."""
     calibrate: Literal["scale", "steps", "sampling_rate", "end"] = "scale"
     """What to change for `--target-epsilon`."""
+    parameters: int | None = None
+    """Number of parameters, all noised by each step: shows what the error of the noise's generator adds."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -110,8 +110,6 @@ def plan_of(planned: Planned) -> Plan:
             f"noise_multiplier={planned.noise_multiplier}: schedule {planned.schedule!r} takes start, end "
             "and scale"
         )
-    if planned.parameters is not None:
-        _validate.whole(parameters=planned.parameters)
     if (planned.clipping == "per_layer_published") != (planned.layers is not None):
         raise ValueError(
             f"layers={planned.layers}: the number of tensors, exactly for per_layer_published clipping"
@@ -128,7 +126,6 @@ def plan_of(planned: Planned) -> Plan:
         sampler=_sampling(planned),
         steps=planned.steps,
         seed=0 if planned.seed_given else None,
-        coordinates=planned.parameters,
         unit=planned.unit,
     )
     return plan if planned.end is None else plan.ending_at(planned.end)
@@ -179,7 +176,10 @@ def answer(config: Config) -> dict[str, Any]:
     planned, claimed = config.plan, config.claim
     if claimed.nominal and planned.clipping != "l2_max":
         raise ValueError(f"nominal=True: {planned.clipping!r} is private, its epsilon is a guarantee")
-    plan, claims, note = plan_of(planned), _claims(claimed), ""
+    if claimed.parameters is not None:
+        _validate.whole(parameters=claimed.parameters)
+    plan = dataclasses.replace(plan_of(planned), coordinates=claimed.parameters)
+    claims, note = _claims(claimed), ""
     if claimed.target_epsilon is not None:
         _validate.positive(target_epsilon=claimed.target_epsilon)
         plan = calibration.calibrate(

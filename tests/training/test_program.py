@@ -44,8 +44,8 @@ def test_in_place_and_in_chunks_are_the_loop_and_leave_nothing_behind():
     plan = planned()
     on_gpu, on_cpu, arrays = program(plan, platform="cuda"), program(plan), jnp.asarray(X)
     start = on_cpu.init(PARAMS)
-    expected, _ = on_cpu.epoch(plan, start, arrays, 64)
-    for made, chunk in ((on_cpu, 0), (on_gpu, 32)):
+    for made, platform, chunk in ((on_cpu, "cpu", 0), (on_gpu, "cuda", 32)):
+        expected, _ = program(plan, platform=platform).epoch(plan, start, arrays, 64)
         used = jax.tree.map(jnp.copy, start)
         found, _ = made.advance(plan, used, arrays, (0, 64), chunk)
         assert len(made.traces) == 1 and int(found.step) == 64
