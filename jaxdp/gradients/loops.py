@@ -15,6 +15,7 @@ from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal
 
 from jaxdp.gradients import costs, jaxprs, terms
 from jaxdp.gradients.factored import arranged
+from jaxdp.gradients.scattered import add_rows
 
 
 def flat(closed: ClosedJaxpr, arguments, platform: str) -> ClosedJaxpr:
@@ -120,9 +121,7 @@ def _outside(moved: _Moved, values):
         if term.kind == "rows":
             ids, rows = (x.reshape(-1, *x.shape[2:]) for x in factors)
             zeros = jnp.zeros((term.sizes.rows, term.sizes.columns), rows.dtype)
-            made.append(
-                arranged(zeros.at[_inside(ids, term.sizes.rows)].add(rows, mode="drop"), term.arrange)
-            )
+            made.append(arranged(add_rows(zeros, ids, rows), term.arrange))
             continue
         left, right = factors
         groups = tuple(range(1, len(term.shape) - 1))
@@ -143,7 +142,3 @@ def stacked(arrange: terms.Arrange, size: int) -> terms.Arrange:
         ("reshape", (size, *argument)) if name == "reshape" else (name, (0, *(axis + 1 for axis in argument)))
         for name, argument in arrange
     )
-
-
-def _inside(ids, size: int):
-    return jnp.where((ids >= 0) & (ids < size), ids, size)

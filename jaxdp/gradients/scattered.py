@@ -62,12 +62,12 @@ class Scattered(Leaf):
         rows = rows * factored.over_rows(weights, rows)
         if isinstance(matrix, int):
             matrix = jnp.zeros((self.size, rows.shape[-1]), rows.dtype)
-        return _add_rows(matrix, self.ids.reshape(-1), rows.reshape(-1, rows.shape[-1]))
+        return add_rows(matrix, self.ids.reshape(-1), rows.reshape(-1, rows.shape[-1]))
 
     def dense(self) -> Array:
         def one(ids, rows):
             return factored.arranged(
-                _add_rows(jnp.zeros((self.size, rows.shape[-1]), rows.dtype), ids, rows), self.arrange
+                add_rows(jnp.zeros((self.size, rows.shape[-1]), rows.dtype), ids, rows), self.arrange
             )
 
         return jax.vmap(one)(self.ids, self.rows)
@@ -105,7 +105,7 @@ class Tied(Leaf):
         ids = self.read.ids
         both = dataclasses.replace(product, length=length + product.length)
         if self.product.norm == "built":
-            norm, terms = product.by_building(_add_rows, (ids, rows))
+            norm, terms = product.by_building(add_rows, (ids, rows))
             return both.rounded_up(norm, terms + ids.shape[1], of_square=False)
         square, terms = product.by_gram()
         left, right = map(divided, (_columns(product.left, ids), product.right), product.powers)
@@ -150,7 +150,8 @@ def _checked(ids: Array, size: int) -> Array:
     return jnp.where((ids >= 0) & (ids < size), ids, size)
 
 
-def _add_rows(matrix: Array, ids: Array, rows: Array) -> Array:
+def add_rows(matrix: Array, ids: Array, rows: Array) -> Array:
+    """Rows added to those of a table [K, O] that ids name; what names none adds nothing."""
     return matrix.at[_checked(ids, matrix.shape[0])].add(rows.astype(matrix.dtype), mode="drop")
 
 
