@@ -19,11 +19,10 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax import nnx
 
 from benchmarks import dynamic, memory, networks, opacus_worker, peers, timing, variants
 from benchmarks.step import Carried, noise_of
-from jaxdp import atomic
+from jaxdp import atomic, decoder
 from jaxdp.laboratory.report.tables import markdown
 
 SECONDS = 340.0  # after which nothing new is begun
@@ -40,7 +39,7 @@ class Sizes:
     memory: tuple[tuple[str, int], ...]
     schedules: tuple[str, ...]
     attacks: tuple[tuple[int, int], ...]  # victims, iterations
-    language: tuple[dict[str, int], int, int]  # the model's sizes, tokens, batch
+    language: tuple[dict[str, Any], int, int]  # the model's sizes, tokens, batch
     rounds: int
     seconds: float  # for the rounds of a case
 
@@ -54,7 +53,9 @@ DEVICE = Sizes(
     memory=(("cnn", 4096), ("cifar", 2048), ("transformer", 512)),
     schedules=("fixed", "linear", "quarter_cosine"),
     attacks=((256, 400), (2048, 400), (4096, 400)),
-    language=({}, 256, 16),
+    language=(
+        dict(vocabulary=50_257, tokens=512, width=768, heads=12, layers=12, dtype="bfloat16"), 512, 64
+    ),  # GPT-2's shape, 124 million parameters
     rounds=30,
     seconds=3.0,
 )  # fmt: skip
@@ -187,9 +188,9 @@ def language(session: Session) -> None:
     shape, length, size = session.sizes.language
 
     def measure():
-        model = networks.functional(networks.LanguageModel(nnx.Rngs(0), **shape))
+        model = decoder.create(jax.random.key(0), tied=True, **shape)
         count = sum(leaf.size for leaf in jax.tree.leaves(model.params))
-        tokens = jax.random.randint(jax.random.key(1), (size, length + 1), 0, shape.get("vocabulary", 50_257))
+        tokens = jax.random.randint(jax.random.key(1), (size, length + 1), 0, shape["vocabulary"])
         x, y = tokens[:, :-1], tokens[:, 1:]
         builds = {
             "nonprivate": functools.partial(variants.nonprivate, model),

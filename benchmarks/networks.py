@@ -71,8 +71,8 @@ class Block(nnx.Module):
         self.up = nnx.Linear(width, 4 * width, rngs=rngs)
         self.down = nnx.Linear(4 * width, width, rngs=rngs)
 
-    def __call__(self, x, mask=None):
-        x = x + self.attention(self.before_attention(x), mask=mask)
+    def __call__(self, x):
+        x = x + self.attention(self.before_attention(x))
         return x + self.down(nnx.gelu(self.up(self.before_mlp(x))))
 
 
@@ -91,23 +91,6 @@ class Transformer(nnx.Module):
         for block in self.blocks:
             x = block(x)
         return self.dense(self.norm(x).mean(-2))
-
-
-class LanguageModel(nnx.Module):
-    """A causal language model with GPT-2's shape, its embedding the output too: 124 M parameters."""
-
-    def __init__(self, rngs, vocabulary=50_257, tokens=1024, width=768, heads=12, layers=12):
-        self.embedding = nnx.Embed(vocabulary, width, rngs=rngs)
-        self.positions = nnx.Embed(tokens, width, rngs=rngs)
-        self.blocks = nnx.List(Block(width, heads, rngs) for _ in range(layers))
-        self.norm = nnx.LayerNorm(width, rngs=rngs)
-
-    def __call__(self, tokens):
-        mask, x = nnx.make_causal_mask(tokens), self.embedding(tokens)
-        x = x + jnp.broadcast_to(self.positions(jnp.arange(tokens.shape[-1])), x.shape)
-        for block in self.blocks:
-            x = block(x, mask)
-        return self.embedding.attend(self.norm(x))
 
 
 class Case(NamedTuple):
