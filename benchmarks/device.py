@@ -1,9 +1,9 @@
 """What one accelerator is asked, within six minutes: `python -m benchmarks device [--parts step,attacks]`.
 
-In the order of worth: training steps, dynamic sigma in the loop, attacks at once, a language model, other
-libraries' steps, memory.  Programs are compiled beside each other, and timed when none is being compiled.
-Every result is in the record, `device_BACKEND.json`, as soon as it is known; what fails, is not installed or
-finds no time left is a row that says so.  With `--small` the same on sizes that any CPU can do.
+In the order of worth: training steps, dynamic sigma in the loop, attacks at once, a language model, the noise
+alone, other libraries' steps, memory.  Programs are compiled beside each other, and timed when none is being
+compiled.  Every result is in the record, `device_BACKEND.json`, as soon as it is known; what fails, is not
+installed or finds no time left is a row that says so.  With `--small` the same on sizes that any CPU can do.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks import dynamic, memory, networks, opacus_worker, peers, timing, variants
+from benchmarks import dynamic, memory, networks, noise, opacus_worker, peers, timing, variants
 from benchmarks.step import Carried, noise_of
 from jaxdp import atomic, decoder
 from jaxdp.laboratory.report.tables import markdown
@@ -40,6 +40,7 @@ class Sizes:
     schedules: tuple[str, ...]
     attacks: tuple[tuple[int, int], ...]  # victims, iterations
     language: tuple[dict[str, Any], int, int]  # the model's sizes, tokens, batch
+    noise: tuple[str, ...]
     rounds: int
     seconds: float  # for the rounds of a case
 
@@ -56,6 +57,7 @@ DEVICE = Sizes(
     language=(
         dict(vocabulary=50_257, tokens=512, width=768, heads=12, layers=12, dtype="bfloat16"), 512, 64
     ),  # GPT-2's shape, 124 million parameters
+    noise=("532110", "10000000"),
     rounds=30,
     seconds=3.0,
 )  # fmt: skip
@@ -66,6 +68,7 @@ SMALL = Sizes(
     schedules=("fixed", "linear"),
     attacks=((2, 2),),
     language=(dict(vocabulary=17, tokens=8, width=8, heads=2, layers=1), 8, 4),
+    noise=("26010",),
     rounds=2,
     seconds=1.0,
 )
@@ -204,6 +207,12 @@ def language(session: Session) -> None:
     session.attempt("language model", f"T = {length}, B = {size}", measure)
 
 
+def noise_alone(session: Session) -> None:
+    """What the noise costs beside that of `jax.random.normal`."""
+    for name in session.sizes.noise:
+        session.attempt("noise", name, functools.partial(noise.cost, name, session.sizes.rounds))
+
+
 def other_libraries(session: Session) -> None:
     """The same step by other libraries, each in turns with ours."""
     for name, size in session.sizes.peers:
@@ -266,11 +275,12 @@ def peak_memory(session: Session) -> None:
 
 PARTS = {
     "step": steps, "dynamic": dynamic_sigma, "attacks": attacks, "language": language,
-    "peers": other_libraries, "memory": peak_memory,
+    "noise": noise_alone, "peers": other_libraries, "memory": peak_memory,
 }  # fmt: skip
 _COLUMNS = {
-    "part": "part", "case": "case", "variant": "variant", "schedule": "schedule", "median_ms": "ms",
-    "ratio_to_nonprivate": "of nonprivate", "ratio_to_private": "of private", "ratio_to_fixed": "of fixed",
+    "part": "part", "case": "case", "variant": "variant", "schedule": "schedule", "generator": "noise",
+    "median_ms": "ms", "ratio_to_nonprivate": "of nonprivate", "ratio_to_private": "of private",
+    "ratio_to_fixed": "of fixed", "ratio_to_drawn": "of jax.random.normal",
     "attacks_per_minute": "attacks a minute", "exact": "exact", "temporary_mb": "temporary MB",
     "compile_seconds": "compiled in s", "failed": "not measured",
 }  # fmt: skip

@@ -65,6 +65,7 @@ def privatize(
     *,
     key: Array | int | None = None,
     generator: str = "chacha12",
+    platform: str = "auto",
 ) -> optax.GradientTransformationExtraArgs:
     """DP-SGD's gradient, as the first link of an Optax chain.
 
@@ -85,6 +86,7 @@ def privatize(
         whoever knows a given key can remove the noise.
       generator: what the noise is drawn with: `chacha12`, `chacha20`, or `threefry`, of 64 bits and not made to
         keep a secret.
+      platform: what the program will run on, see `platforms.resolved`; the draws are the same on all.
 
     Returns:
       A transformation whose `update` also takes `mask` [B], False or 0 for padding.  It comes first in a chain,
@@ -143,7 +145,8 @@ def privatize(
         secret = noise.secret(state.key)
 
         def release(tree, std, purpose=noise.CLIPPER):
-            return noise.released(noise.Stream(secret, state.step, purpose, generator), tree, std)
+            stream = noise.Stream(secret, state.step, purpose, generator, platform)
+            return noise.released(stream, tree, std)
 
         total = summed.gradients
         chosen, multiplier = choose(state)

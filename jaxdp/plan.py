@@ -121,13 +121,10 @@ class Plan:
     @functools.cached_property
     def schedule(self) -> Schedule | None:
         """sigma(t), for noise and charge alike; None without noise, and where it is chosen during the run."""
-        if self.noise_multiplier is None or isinstance(self.noise_multiplier, Adaptive):
+        sigma = self.noise_multiplier
+        if sigma is None or isinstance(sigma, Adaptive):
             return None
-        return (
-            self.noise_multiplier
-            if callable(self.noise_multiplier)
-            else schedules.constant(self.noise_multiplier)
-        )
+        return sigma if callable(sigma) else schedules.constant(sigma)
 
     @functools.cached_property
     def policy(self) -> Following | None:
@@ -148,17 +145,20 @@ class Plan:
         """What the noised sum is divided by: q n, or the fixed size."""
         return self.batches.expected_batch_size
 
-    def privatize(self, key: Array | int | None = None) -> optax.GradientTransformationExtraArgs:
+    def privatize(
+        self, key: Array | int | None = None, *, platform: str = "auto"
+    ) -> optax.GradientTransformationExtraArgs:
         """The first link of the optimizer's chain: sums, noise, division; see `jaxdp.privatize`.
 
         Args:
           key: the secret of the noise; None takes the plan's seed, or the system's entropy.
+          platform: what the program will run on, see `platforms.resolved`.
         """
         if self.clipper is None:
             return optax.with_extra_args_support(optax.identity())
-        key = self.seed if key is None else key
         noise: Any = self.policy if self.schedule is None else self.schedule
-        return privatize(self.clipper, noise, self.expected_batch_size, key=key, generator=self.generator)
+        how: Any = dict(key=self.seed if key is None else key, generator=self.generator, platform=platform)
+        return privatize(self.clipper, noise, self.expected_batch_size, **how)
 
     def gradients(
         self, loss_fn: Loss, *, microbatch_size: int | str | None = "auto", platform: str = "auto"
@@ -168,7 +168,7 @@ class Plan:
         Args:
           loss_fn: `(params, example) -> scalar`, the loss of ONE example.
           microbatch_size: examples whose gradients exist at the same time, see `jaxdp.clipped_gradients`.
-          platform: what the program will run on, see `gradients.platforms.resolved`.
+          platform: what the program will run on, see `platforms.resolved`.
 
         Returns:
           A function `(params, opt_state, batch, mask=None) -> (losses [B], gradient)`: a `ClippedSum` at the

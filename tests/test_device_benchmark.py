@@ -29,7 +29,7 @@ def test_every_part_in_the_small_form(tmp_path, monkeypatch):
     assert all(row["compilations"] == 1 for row in rows if row["part"] == "dynamic")
     assert [0 <= row["exact"] <= 1 for row in rows if row["part"] == "attacks"] == [True]
     assert {row["part"] for row in rows if "failed" not in row} == {
-        "step", "dynamic", "attacks", "language model", "peers", "memory",
+        "step", "dynamic", "attacks", "language model", "noise", "peers", "memory",
     }  # fmt: skip
     page = table.render(tmp_path)
     assert all(text in page for text in ("One accelerator", "ModuleNotFoundError", "language model"))

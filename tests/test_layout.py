@@ -12,7 +12,7 @@ import jaxdp
 PACKAGE = pathlib.Path(jaxdp.__file__).parent
 LABORATORY = ("jaxdp.laboratory", "jaxdp.commands")
 # What each part may import of jaxdp, beside itself and what everyone needs.
-EVERYONE = {"jaxdp._validate"}
+EVERYONE = {"jaxdp._validate", "jaxdp.platforms"}
 ALLOWED = {
     "jaxdp.accounting": set(),
     "jaxdp.auditing": {"jaxdp.accounting", "jaxdp.intervals"},

@@ -64,20 +64,23 @@ SCALES = (6.4, 9.1, 12.79)
 BITS = 95
 
 
-@jax.jit
-def numbers(tails, fractions, scales, signs):
+@functools.partial(jax.jit, static_argnames="by_number")
+def numbers(tails, fractions, scales, signs, by_number):
     """k as the release computes it, of tail probabilities given as three words: as the first of each block."""
     with jax.enable_x64(True):
         zero = jnp.zeros_like(signs)
         words = [(tails[0] << 1) | signs, tails[1], zero, tails[2], *[zero] * 12]
         columns = jnp.broadcast_to(fractions[:, None], (len(fractions), grid.IN_BLOCK))
+        if by_number:
+            one = lambda words, row, scale: grid._number_by_number(jnp.stack(words), row, scale)[0]  # noqa: E731
+            return jax.vmap(one)(words, columns, scales)
         packed = jax.vmap(
             lambda words, row, scale: grid._packed(lambda *_: words, None, words[0], None, row, scale)
         )(words, columns, scales)
         return (packed & 255).astype(jnp.int32) - 128
 
 
-def boundaries(fraction, scale):
+def boundaries(fraction, scale, by_number):
     """Of every k: how many of the 2^95 tails are at least as far out, for both signs, by bisection."""
     ks = np.arange(-grid.MOST, grid.MOST + 1)
     ks, signs = np.concatenate([ks, ks]), np.repeat([0, 1], len(ks)).astype(np.uint32)
@@ -86,16 +89,16 @@ def boundaries(fraction, scale):
     for _ in range(BITS):
         middle = (low + high) // 2
         words = [np.array([m >> shift & 0xFFFFFFFF for m in middle], np.uint32) for shift in (64, 32, 0)]
-        found = np.asarray(numbers(tuple(words), *fixed))
+        found = np.asarray(numbers(tuple(words), *fixed, by_number))
         out = np.where(signs == 0, found >= ks, found <= ks)
         low, high = np.where(out, middle + 1, low), np.where(out, high, middle)
     return low.reshape(2, -1)
 
 
 @functools.cache
-def errors(fraction, scale):
+def errors(fraction, scale, by_number):
     """Ideal probabilities p of the k within 9.5 deviations, and the relative errors of the real ones."""
-    up, down = boundaries(fraction, scale)
+    up, down = boundaries(fraction, scale, by_number)
     up, down = np.append(up, 0), np.append(0, down)  # nothing passes the outermost
     counts = [int(a - b) + int(c - d) for a, b, c, d in zip(up, up[1:], down[1:], down, strict=False)]
     ideal, relative = [], []
@@ -113,11 +116,12 @@ def errors(fraction, scale):
     return np.array(ideal), np.array(relative)
 
 
+@pytest.mark.parametrize("by_number", [False, True], ids=["packed", "by number"])
 @pytest.mark.parametrize("scale", SCALES)
-def test_cells_have_the_probabilities_that_are_charged_for(scale):
+def test_cells_have_the_probabilities_that_are_charged_for(scale, by_number):
     """At every boundary of the compiled function, against mpmath."""
     for fraction in FRACTIONS:
-        p, relative = errors(fraction, scale)
+        p, relative = errors(fraction, scale, by_number)
         assert p.sum() == pytest.approx(1, abs=1e-12)
         assert math.sqrt(p @ relative**2) < generator.DEVIATION < 1e-11
         assert np.abs(relative).max() < generator.LARGEST
@@ -142,9 +146,9 @@ def sums(seed=0, scale=3.0):
     return {name: jnp.asarray(scale * rng.normal(size=shape), jnp.float32) for name, shape in TREE.items()}
 
 
-@functools.partial(jax.jit, static_argnames=("purpose", "generator"))
-def release(key, step, tree, std, purpose=noise.GRADIENTS, generator="chacha12"):
-    return noise.released(noise.Stream(key, step, purpose, generator), tree, std)
+@functools.partial(jax.jit, static_argnames=("purpose", "generator", "platform"))
+def release(key, step, tree, std, purpose=noise.GRADIENTS, generator="chacha12", platform="auto"):
+    return noise.released(noise.Stream(key, step, purpose, generator, platform), tree, std)
 
 
 def by_hand(key, step, leaf, index, fraction, scale, purpose=noise.GRADIENTS, rounds=12):
@@ -285,9 +289,29 @@ def test_sums_beyond_the_grid_s_resolution_are_rounded_as_whole_numbers_are():
 
 @pytest.mark.parametrize("platform", ["cpu", "cuda"])
 def test_the_program_branches_and_gathers_nowhere(platform):
-    lowered = release.trace(KEY, 0, sums(), 1.0).lower(lowering_platforms=(platform,)).as_text()
+    traced = release.trace(KEY, 0, sums(), 1.0, platform=platform)
+    lowered = traced.lower(lowering_platforms=(platform,)).as_text()
     for word in ("stablehlo.case", "stablehlo.while", "gather", "custom_call"):
         assert word not in lowered
+
+
+@pytest.mark.parametrize("generator", noise.GENERATORS)
+@pytest.mark.parametrize("devices", [1, 4])
+def test_the_program_of_a_gpu_draws_the_same_numbers(generator, devices, monkeypatch):
+    """All leaves at once where there is one device, each where it lies where there are more."""
+    monkeypatch.setattr(jax, "device_count", lambda: devices)
+    own = jax.jit(lambda tree: noise.released(noise.Stream(KEY, 7, 0, generator, "cuda"), tree, 1.3))
+    jax.tree.map(
+        np.testing.assert_array_equal, own(sums()), release(KEY, 7, sums(), 1.3, 0, generator, "cpu")
+    )
+
+
+def test_a_gpu_compiles_one_block_function_for_all_leaves():
+    """It takes seconds for each; and every kernel of it a few of the rounds."""
+    tree = {name: jnp.zeros((512, 512)) for name in "abcd"}
+    text = release.trace(KEY, 0, tree, 1.0, platform="cuda").lower(lowering_platforms=("cuda",)).as_text()
+    assert text.count("stablehlo.xor") == 12 // 2 * 8 * 4
+    assert text.count("optimization_barrier") == 12 // 2 // chacha._STAGE + 2
 
 
 def test_a_block_is_computed_once():

@@ -22,11 +22,12 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 from tqdm import tqdm
 
+from jaxdp import platforms
 from jaxdp.attacks.attack import Attack, Inversion, fitted
 from jaxdp.attacks.leaks import Leak, Victims, observations, precise
 from jaxdp.attacks.public import Setting
 from jaxdp.attacks.queue import Queue, split
-from jaxdp.gradients import convolution, platforms
+from jaxdp.gradients import convolution
 
 _SEGMENT = 25  # ticks between two looks at which lanes are done
 _FEW, _MANY = 256, 2_048  # lanes of an accelerator
@@ -264,10 +265,8 @@ def _choose(results, count, restarts):
     """The restart with the lowest objective for each victim."""
     x, labels, objective, iterations = [array.reshape(count, restarts, *array.shape[1:]) for array in results]
     best = np.argmin(np.where(np.isfinite(objective), objective, np.inf), axis=1)
-    rows = np.arange(count)
-    return Reconstruction(
-        x[rows, best], labels[rows, best], objective[rows, best], iterations[rows, best], best
-    )
+    kept = np.arange(count), best
+    return Reconstruction(x[kept], labels[kept], objective[kept], iterations[kept], best)
 
 
 def _run(programs, given, key, queue, *, attack, own_params, bar) -> None:

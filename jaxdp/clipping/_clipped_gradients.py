@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from jaxdp import _validate, gradients
+from jaxdp import _validate, gradients, platforms
 from jaxdp.clipping.clipper import ClippedSum, Clipper
-from jaxdp.gradients import convolution, independence, microbatches, platforms, shards
+from jaxdp.gradients import convolution, independence, microbatches, shards
 
 
 def clipped_gradients(

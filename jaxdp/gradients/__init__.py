@@ -16,7 +16,6 @@
 | `shards`       | which devices of a mesh hold which examples                                              |
 | `convolution`, `pooling` | forms that XLA runs fast on a CPU                                              |
 | `correlation`  | convolutions of two arrays of an example, as products                                    |
-| `platforms`    | what a program is made for                                                               |
 | `jaxprs`       | evaluating traced programs equation by equation                                          |
 """
 

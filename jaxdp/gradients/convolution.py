@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import JaxprEqn, Literal
 
-from jaxdp import _validate
-from jaxdp.gradients import correlation, jaxprs, platforms, pooling
+from jaxdp import _validate, platforms
+from jaxdp.gradients import correlation, jaxprs, pooling
 
 FORMS = ("auto", "patches", "lax")
 

@@ -16,7 +16,7 @@ memory: they are not a choice where the factors are smaller, but for arrays that
 import math
 from typing import NamedTuple
 
-from jaxdp.gradients import platforms
+from jaxdp import platforms
 
 # Writing an entry of a gradient, squaring it and summing it over examples costs about as much time as this many
 # multiplications inside a matrix product.

@@ -10,9 +10,9 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxdp.gradients import costs, platforms
+from jaxdp.gradients import costs
 from jaxdp.gradients.factored import Factored
-from jaxdp.gradients.precision import DIGITS, as_multiplied
+from jaxdp.gradients.precision import as_multiplied, digits_of
 from jaxdp.gradients.scattered import Scattered, Tied
 from jaxdp.gradients.terms import Producers, Term, aligned, terms_of
 
@@ -89,7 +89,7 @@ def _factored(products: Term, form: str, platform: str):
 def _digits(products: Term, platform: str) -> int | None:
     """See `Factored`; of float32 and what is narrower."""
     narrow = all(operand.aval.dtype.itemsize <= 4 for operand in products.operands)
-    return DIGITS.get(platforms.resolved(platform)) if narrow else None
+    return digits_of(platform) if narrow else None
 
 
 def _tied(rows: Term, products: Term, form: str, size: str, platform: str) -> Form:

@@ -42,6 +42,15 @@ def inside(equation: JaxprEqn) -> Iterator[JaxprEqn]:
                 yield from equations(inner)
 
 
+def scan_inputs(equation: JaxprEqn) -> tuple[int, int]:
+    """How many inputs of a scan every step is given alike, and how many are carried; the others are scanned."""
+    p = equation.params
+    if "num_carry" in p:
+        return p["num_consts"], p["num_carry"]
+    consts, carried, _ = p["ft_in"].unpack()  # since jax 0.11
+    return len(consts), len(carried)
+
+
 def bind(equation: JaxprEqn, inputs: Sequence[Any]) -> Sequence[Any]:
     """Evaluates one equation as it stands."""
     bound = equation.primitive.get_bind_params(equation.params)

@@ -38,7 +38,7 @@ class _Moved:
 def _split(equation: JaxprEqn, inputs, platform: str):
     """The outputs of a scan, by a scan that makes no large products last; None where there are none."""
     p = equation.params
-    consts, carried = p["num_consts"], p["num_carry"]
+    consts, carried = jaxprs.scan_inputs(equation)
     body = flat(p["jaxpr"], p["jaxpr"].in_avals, platform)
     moved = _moved(body.jaxpr, consts, carried, p["length"], platform)
     if not moved:

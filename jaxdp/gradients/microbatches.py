@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, PyTree
 
-from jaxdp.gradients import independence, jaxprs, platforms
+from jaxdp import platforms
+from jaxdp.gradients import independence, jaxprs
 
 
 class ExampleBytes(NamedTuple):

@@ -6,13 +6,27 @@ of them: products of what has no more digits are exact, and added up in float32.
 is really summed.  A factor times an example's weight has more digits again, and is multiplied in two parts.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from jaxdp import platforms
+
 EXACT = jax.lax.Precision.HIGHEST
 # What fast products of float32 keep of each factor, beside its first bit: TF32, bfloat16.
 DIGITS = {"cuda": 10, "gpu": 10, "tpu": 7}
+
+
+def digits_of(platform: str) -> int | None:
+    """To how many digits that platform rounds what it multiplies; None where it does not, or is told not to.
+
+    `jax.default_matmul_precision("highest")` is the way to tell it.
+    """
+    config: Any = jax.config
+    asked = config.jax_default_matmul_precision
+    return None if asked in ("highest", "float32") else DIGITS.get(platforms.resolved(platform))
 
 
 def as_multiplied(x: Array, digits: int | None) -> Array:

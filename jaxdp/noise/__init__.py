@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, PyTree, Shaped, UInt32
 
+from jaxdp import platforms
 from jaxdp.noise.chacha import GENERATORS as GENERATORS
 from jaxdp.noise.chacha import blocks
 from jaxdp.noise.grid import Stream as Stream
@@ -94,7 +95,7 @@ def _blocks(key, step, count: int, purpose: int, first: Array | int = 0) -> list
     counter = jax.lax.iota(jnp.uint32, -(-count // IN_BLOCK))
     if not (isinstance(first, int) and first == 0):
         counter = counter + jnp.asarray(first // IN_BLOCK).astype(jnp.uint32)
-    return blocks(secret(key), counter, (step, 0, purpose))
+    return blocks(secret(key), counter, (step, 0, purpose), staged=platforms.resolved("auto") != "cpu")
 
 
 def noise_like(key: Array, tree: PyTree) -> PyTree:

@@ -8,17 +8,20 @@ Source: Bernstein, "ChaCha, a variant of Salsa20" (2008); RFC 8439 for 20 rounds
 counter of 32 bits and a nonce of 96.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import jax.extend.random
 import jax.numpy as jnp
 from jaxtyping import Array, UInt32
 
 Blocks = list[UInt32[Array, "..."]]
-Generate = Callable[[UInt32[Array, "8"], UInt32[Array, "..."], Sequence], Blocks]
+Generate = Callable[..., Blocks]  # of `(secret, counter, place, staged=)`, see `blocks`
 _CONSTANTS = (0x61707865, 0x3320646E, 0x79622D32, 0x6B206574)  # "expand 32-byte k"
 _ROUND_OF_COLUMNS = ((0, 4, 8, 12), (1, 5, 9, 13), (2, 6, 10, 14), (3, 7, 11, 15))
+_STAGE = 2  # double rounds
 _ROUND_OF_DIAGONALS = ((0, 5, 10, 15), (1, 6, 11, 12), (2, 7, 8, 13), (3, 4, 9, 14))
 
 
@@ -27,6 +30,7 @@ def blocks(
     counter: UInt32[Array, "..."],
     place: Sequence[Any],
     rounds: int = 12,
+    staged: bool = False,
 ) -> Blocks:
     """ChaCha's block function.
 
@@ -35,6 +39,8 @@ def blocks(
       counter: of the blocks, in any shape.
       place: the three words of the nonce, scalars or in the counter's shape.
       rounds: 8, 12 or 20.
+      staged: in kernels of a few rounds each, which take a compiler for GPUs a quarter of the time that one
+        kernel of all takes it; a CPU wants one loop.
 
     Returns:
       16 arrays in the counter's shape, each of one word of every block.
@@ -42,10 +48,13 @@ def blocks(
     # Typed as an array each: 64-bit mode, in which the caller may be, takes bare numbers for 64 bits.
     nonce = [jnp.asarray(word).astype(jnp.uint32) for word in place]
     first = [*map(jnp.uint32, _CONSTANTS), *(secret[i] for i in range(8)), counter, *nonce]
-    state = list(first)
-    for _ in range(rounds // 2):
+
+    state = list(jnp.broadcast_arrays(*first)) if staged else list(first)
+    for done in range(1, rounds // 2 + 1):
         for quarter in (*_ROUND_OF_COLUMNS, *_ROUND_OF_DIAGONALS):
             _quarter_round(state, *quarter)
+        if staged and done % _STAGE == 0:
+            state = list(jax.lax.optimization_barrier(state))
     return [a + b for a, b in zip(state, first, strict=True)]
 
 
@@ -57,7 +66,7 @@ def _quarter_round(state: Blocks, a: int, b: int, c: int, d: int) -> None:
 
 
 def threefry_blocks(
-    secret: UInt32[Array, "8"], counter: UInt32[Array, "..."], place: Sequence[Any]
+    secret: UInt32[Array, "8"], counter: UInt32[Array, "..."], place: Sequence[Any], staged: bool = False
 ) -> Blocks:
     """JAX's own generator in the same form, from 64 bits of the secret; not one that cryptographers accept."""
     step, leaf, stream = (jnp.asarray(word).astype(jnp.uint32) for word in place)
@@ -71,6 +80,6 @@ def threefry_blocks(
 
 GENERATORS: dict[str, Generate] = {
     "chacha12": blocks,
-    "chacha20": lambda secret, counter, place: blocks(secret, counter, place, rounds=20),
+    "chacha20": functools.partial(blocks, rounds=20),
     "threefry": threefry_blocks,
 }

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float64, Int32, PyTree, Shaped, UInt32, UInt64
 
+from jaxdp import platforms
 from jaxdp.noise.chacha import GENERATORS, Generate
 from jaxdp.noise.quantile import two_sided_quantile
 
@@ -37,12 +38,13 @@ _BITS_OF_8_OVER_5 = 0x4CCCCD  # the mantissa of 1.6
 
 
 class Stream(NamedTuple):
-    """Whose draws: the secret, the step, what for (one of `jaxdp.noise`'s streams), and by which generator."""
+    """Whose draws: the secret, the step, what for (one of `jaxdp.noise`'s streams), by which generator."""
 
     secret: UInt32[Array, "8"]
     step: Shaped[Array, ""] | int
     purpose: int
     generator: str = "chacha12"
+    platform: str = "auto"  # that the program is made for, see `platforms.resolved`
 
 
 def released(stream: Stream, tree: PyTree, std: Float[Array, ""] | float) -> PyTree:
@@ -68,7 +70,7 @@ def released(stream: Stream, tree: PyTree, std: Float[Array, ""] | float) -> PyT
     gamma, inverse = _grid(jnp.asarray(std, jnp.float32))
     scale = jnp.asarray(std).astype(dtype) * inverse.astype(dtype)
     noised: list = [None] * len(leaves)
-    for part in _parts([leaf.shape for leaf in leaves]):
+    for part in _parts([leaf.shape for leaf in leaves], _together(stream)):
         sums = part.gather([leaves[place].astype(dtype) for place in part.leaves]) * inverse.astype(dtype)
         near = jnp.round(sums)
         drawn = _rounded_noise(stream, part, sums - near, scale).astype(dtype)
@@ -95,17 +97,22 @@ class _Part(NamedTuple):
     """Leaves that are drawn together, as [blocks..., 8]."""
 
     leaves: list[int]
-    leaf: np.ndarray | int  # number of the leaf that each block is of
+    leaf: Callable[[], UInt32[Array, "..."]]  # number of the leaf that each block is of
     counter: Callable[[], UInt32[Array, "..."]]
     gather: Callable[[list[Array]], Array]
     scatter: Callable[[Array], list[Array]]
 
 
-def _parts(shapes: list[tuple[int, ...]]) -> Iterator[_Part]:
-    """Large leaves as they lie in memory, each by itself; the small ones joined."""
+def _together(stream: Stream) -> bool:
+    """Whether all leaves are joined: a device that has no other computes copies faster than it compiles."""
+    return platforms.resolved(stream.platform) != "cpu" and jax.device_count() == 1
+
+
+def _parts(shapes: list[tuple[int, ...]], together: bool) -> Iterator[_Part]:
+    """Large leaves as they lie in memory, each by itself; the small ones, or all, joined."""
     small = []
     for place, shape in enumerate(shapes):
-        if math.prod(shape) >= _WHERE_IT_LIVES and math.prod(shape) % IN_BLOCK == 0:
+        if not together and math.prod(shape) >= _WHERE_IT_LIVES and math.prod(shape) % IN_BLOCK == 0:
             yield _alone(place, shape)
         elif math.prod(shape):
             small.append(place)
@@ -132,7 +139,7 @@ def _alone(place: int, shape: tuple[int, ...]) -> _Part:
 
     return _Part(
         leaves=[place],
-        leaf=place,
+        leaf=lambda: jnp.asarray(place, jnp.uint32),
         counter=counter,
         gather=lambda leaves: leaves[0].reshape(*blocks, IN_BLOCK),
         scatter=lambda noised: [noised.reshape(shape)],
@@ -159,10 +166,17 @@ def _joined(places: list[int], shapes: list[tuple[int, ...]]) -> _Part:
             for start, size, shape in zip(starts, sizes, shapes, strict=False)
         ]
 
+    # Constants, so that a CPU's loop reads them; not where all leaves are joined, which may be any number.
+    array = jnp if sum(sizes) > len(sizes) * _WHERE_IT_LIVES else np
+
+    def every(of_leaf):
+        parts = [of_leaf(place, n) for place, n in zip(places, blocks, strict=True)]
+        return jnp.asarray(array.concatenate(parts))
+
     return _Part(
         leaves=places,
-        leaf=np.repeat(np.array(places, np.uint32), blocks),
-        counter=lambda: jnp.asarray(np.concatenate([np.arange(n, dtype=np.uint32) for n in blocks])),
+        leaf=lambda: every(lambda place, n: array.full(n, place, np.uint32)),
+        counter=lambda: every(lambda _, n: array.arange(n, dtype=np.uint32)),
         gather=gather,
         scatter=scatter,
     )
@@ -174,8 +188,12 @@ def _rounded_noise(
     """k = round(f + scale z) of every entry."""
     step = jnp.asarray(stream.step).astype(jnp.uint32)
     with jax.enable_x64(True):
-        place = (step, part.leaf, stream.purpose)
+        place = (step, part.leaf(), stream.purpose)
         generate = GENERATORS[stream.generator]
+        if platforms.resolved(stream.platform) != "cpu":
+            words = jnp.stack(generate(stream.secret, part.counter(), place, staged=True), -1)
+            drawn = _number_by_number(jax.lax.optimization_barrier(words), fractions, scale)
+            return jax.lax.optimization_barrier(drawn)  # computed once, whatever takes parts of it
         packed = _packed(generate, stream.secret, part.counter(), place, fractions, scale)
         # One value of a block, behind what XLA evaluates once: a quotient of whole numbers, here by one.  Else
         # it computes the block again for each of its numbers.
@@ -184,6 +202,17 @@ def _rounded_noise(
         shifts = jax.lax.broadcasted_iota(jnp.uint64, shape, len(shape) - 1) * jnp.uint64(8)
         every = jax.lax.broadcast_in_dim(packed, shape, tuple(range(packed.ndim)))
         return ((every >> shifts) & jnp.uint64(255)).astype(jnp.int32) - 128
+
+
+def _number_by_number(
+    words: UInt32[Array, "... 16"], fractions: Float[Array, "... 8"], scale: Float[Array, ""]
+):
+    """k of the eight numbers of every block, each by a thread of its own."""
+    first, second = words[..., 0::2], words[..., 1::2]
+    size = scale.astype(jnp.float64) * two_sided_quantile(
+        first >> jnp.uint32(1), second, jnp.roll(second, -1, -1)
+    )
+    return rounded(fractions.astype(jnp.float64), jnp.where((first & 1).astype(bool), -size, size))
 
 
 def _packed(

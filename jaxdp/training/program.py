@@ -22,9 +22,9 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, PyTree
 
-from jaxdp import noise, schedules
+from jaxdp import noise, platforms, schedules
 from jaxdp._privatize import privatize_state
-from jaxdp.gradients import Loss, platforms
+from jaxdp.gradients import Loss
 from jaxdp.plan import Plan
 from jaxdp.schedules import Parametric
 from jaxdp.training import hosts
@@ -46,7 +46,7 @@ class Program:
       decode: batch as stored -> batch as the loss takes it.
       ema_decay: of the average of the parameters; None for none.
       microbatch_size: see `jaxdp.clipped_gradients`.
-      platform: what it will run on, see `gradients.platforms.resolved`.
+      platform: what it will run on, see `platforms.resolved`.
       placement: where all lies on several devices; None for one.
       traces: grows by one entry each time the step is traced.
     """
@@ -120,7 +120,7 @@ class Program:
         if schedule is not None:
             plan = dataclasses.replace(plan, noise_multiplier=schedule)
         losses, grads, mask, overflow = self._gradient(plan, state, arrays)
-        chain = optax.chain(plan.privatize(), self.optimizer)
+        chain = optax.chain(plan.privatize(platform=self.platform), self.optimizer)
         updates, opt_state = chain.update(grads, state.opt_state, state.params)
         params, average = optax.apply_updates(state.params, updates), state.average
         if self.ema_decay is not None:

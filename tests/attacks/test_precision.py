@@ -8,10 +8,9 @@ import pytest
 from flax import nnx
 
 from benchmarks import networks
-from jaxdp import attacks, models
+from jaxdp import attacks, models, platforms
 from jaxdp.attacks import Attack, Leak, Setting, Victims, lanes
 from jaxdp.attacks.portfolio import POSTERIOR
-from jaxdp.gradients import platforms
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

@@ -11,9 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxdp import _validate
+from jaxdp import _validate, platforms
 from jaxdp.attacks.solvers.problem import Problem, Solver
-from jaxdp.gradients import platforms
 
 _ARMIJO = 1e-4
 _TRIES = 20  # backtracking steps before the memory is dropped, then before the lane gives up
