@@ -27,6 +27,7 @@ from jaxdp.attacks.attack import Attack, Inversion, fitted
 from jaxdp.attacks.leaks import Leak, Victims, observations, precise
 from jaxdp.attacks.public import Setting
 from jaxdp.attacks.queue import Queue, split
+from jaxdp.attacks.solvers.problem import rows_where
 from jaxdp.gradients import convolution
 
 _SEGMENT = 25  # ticks between two looks at which lanes are done
@@ -120,7 +121,7 @@ def _programs(setting: Setting, attack: Attack, own_params: bool) -> _Programs:
             first = jnp.where(new.ticks == 1, new.value, first)
             spent = (new.ticks >= iterations) | (new.value < tolerance * first)
             new = new._replace(done=new.done | spent)
-            return count + 1, _where(~state.done, new, state), first
+            return count + 1, solver.advance(state, new), first
 
         def busy(carry):
             count, state, _ = carry
@@ -134,22 +135,13 @@ def _programs(setting: Setting, attack: Attack, own_params: bool) -> _Programs:
 
     finish = jax.vmap(lane.decode, in_axes=(0, None, 0))
     return _Programs(
-        *(CompiledOnce(jax.jit(precise(function))) for function in (rows, load, _where, advance, finish))
+        *(CompiledOnce(jax.jit(precise(function))) for function in (rows, load, rows_where, advance, finish))
     )
 
 
 def _compiled_part(attack: Attack) -> Attack:
     """The attack without what is an argument of its programs, so that these are shared."""
     return dataclasses.replace(attack, iterations=1, restarts=1, tolerance=0.0, noise_aware=True)
-
-
-def _where(mask, new, old):
-    """New rows where the mask holds, old ones elsewhere."""
-
-    def choose(new, old):
-        return jnp.where(mask.reshape(mask.shape + (1,) * (new.ndim - 1)), new, old)
-
-    return jax.tree.map(choose, new, old)
 
 
 def inversion(setting: Setting, attack: Attack) -> Inversion:

@@ -76,19 +76,25 @@ def _compact_product(state: LBFGSState, gradient):
 
     Two loops of 2 m small operations become ten that an accelerator does at once.
     """
-    memory = state.rho.shape[0]
-    order = (state.pairs + jnp.arange(memory)) % memory
-    rho = state.rho[order]
+    memory, (s, y, rho) = state.rho.shape[0], (state.s, state.y, state.rho)
     kept = rho > 0
-    s, y = (jnp.where(kept[:, None], rows[order], 0) for rows in (state.s, state.y))
     curvatures = 1 / jnp.where(kept, rho, 1)
-    upper = jnp.triu(s @ y.T, 1) + curvatures[:, None] * jnp.eye(memory, dtype=rho.dtype)
-    newest = rho[-1] * jnp.vdot(y[-1], y[-1])
+    # Pairs stay where they lie; what is small is put in the order of their age, oldest first, and back.
+    age = jnp.arange(memory)
+    order, back = (age + state.pairs) % memory, (age - state.pairs) % memory
+    products = jnp.where(jnp.outer(kept, kept), s @ y.T, 0)[order][:, order]
+    upper = jnp.triu(products, 1) + jnp.diag(curvatures[order])
+
+    def solve(rows, trans=0):
+        solved = jax.scipy.linalg.solve_triangular(upper, jnp.where(kept, rows, 0)[order], trans=trans)
+        return jnp.where(kept, solved[back], 0)
+
+    last = y[(state.pairs - 1) % memory]
+    newest = rho[(state.pairs - 1) % memory] * jnp.vdot(last, last)
     scale = 1 / jnp.where(newest > 0, newest, 1)
-    solve = jax.scipy.linalg.solve_triangular
-    p = solve(upper, s @ gradient)
-    middle = jnp.where(kept, curvatures, 0) * p + scale * (y @ (y.T @ p - gradient))
-    return scale * (gradient - y.T @ p) + s.T @ solve(upper, middle, trans="T")
+    p = solve(s @ gradient)
+    rest = gradient - y.T @ p
+    return scale * rest + s.T @ solve(curvatures * p - scale * (y @ rest), trans=1)
 
 
 def _remember(state: LBFGSState, z, gradient, accepted):
@@ -96,7 +102,7 @@ def _remember(state: LBFGSState, z, gradient, accepted):
     s, y = z - state.z, gradient - state.gradient
     product = jnp.vdot(s, y)
     limit = jnp.asarray(jnp.finfo(s.dtype).eps, s.dtype) * jnp.sqrt(jnp.vdot(s, s) * jnp.vdot(y, y))
-    keep = accepted & (state.ticks > 0) & (product > limit)
+    keep = accepted & ~state.done & (state.ticks > 0) & (product > limit)
     slot = state.pairs % state.rho.shape[0]
     put = lambda array, row: array.at[slot].set(jnp.where(keep, row, array[slot]))  # noqa: E731
     rho = 1 / jnp.where(keep, product, 1)
@@ -191,4 +197,4 @@ def lbfgs(
             done=(moved.stalled >= patience) | (moved.tries >= 2 * _TRIES) | ~jnp.isfinite(moved.value),
         )
 
-    return Solver(init, tick)
+    return Solver(init, tick, kept=("s", "y"))

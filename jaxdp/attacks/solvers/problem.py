@@ -8,8 +8,9 @@ another's line search.
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 
 class Problem(NamedTuple):
@@ -42,7 +43,23 @@ class Solver(NamedTuple):
     Attributes:
       init: z0 -> state; evaluates nothing.
       tick: (problem, state) -> state.
+      kept: names of large fields that `tick` leaves as they are where `done` is set.
     """
 
     init: Callable[[Float[Array, " n"]], Any]
     tick: Callable[[Problem, Any], Any]
+    kept: tuple[str, ...] = ()
+
+    def advance(self, old: Any, new: Any) -> Any:
+        """The state of each lane after a tick, of whole lanes [n]: the old one where a lane was done."""
+        large = {name: getattr(new, name) for name in self.kept}  # in place, without a copy of what they were
+        return rows_where(~old.done, new, old)._replace(**large)
+
+
+def rows_where(mask: Bool[Array, " n"], new: Any, old: Any) -> Any:
+    """New rows where the mask holds, old ones elsewhere."""
+
+    def choose(new, old):
+        return jnp.where(mask.reshape(mask.shape + (1,) * (new.ndim - 1)), new, old)
+
+    return jax.tree.map(choose, new, old)
