@@ -1,9 +1,10 @@
 """What one accelerator is asked, within six minutes: `python -m benchmarks device [--parts step,attacks]`.
 
 In the order of worth: training steps, dynamic sigma in the loop, attacks at once, a language model, the noise
-alone, other libraries' steps, memory.  Programs are compiled beside each other, and timed when none is being
-compiled.  Every result is in the record, `device_BACKEND.json`, as soon as it is known; what fails, is not
-installed or finds no time left is a row that says so.  With `--small` the same on sizes that any CPU can do.
+alone, other libraries' steps, memory.  First of all, the programs of all parts are compiled beside each other.
+A step is timed as in training, where the device has the next ones in hand before one is done: ten at a time.
+Every result is in the record, `device_BACKEND.json`, as soon as it is known; what fails, is not installed or
+finds no time left is a row that says so.  With `--small` the same on sizes that any CPU can do.
 """
 
 import argparse
@@ -25,9 +26,13 @@ from benchmarks.step import Carried, noise_of
 from jaxdp import atomic, decoder
 from jaxdp.laboratory.report.tables import markdown
 
-SECONDS = 340.0  # after which nothing new is begun
-THREADS = 8
+SECONDS, COMPILING = (
+    340.0,
+    120.0,
+)  # after which nothing new is begun; what is still compiled is not waited for
+THREADS, IN_FLIGHT = 14, 10  # programs compiled, steps timed, at once
 Row = dict[str, Any]
+Case = tuple[str, str, Callable[[], Iterable[Row]]]  # part, case, what measures it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +40,7 @@ class Sizes:
     """What is measured."""
 
     steps: tuple[tuple[str, int], ...]
-    peers: tuple[tuple[str, int], ...]
+    peers: tuple[tuple[str, int, bool], ...]  # and whether JAX's own are measured there, or PyTorch's alone
     memory: tuple[tuple[str, int], ...]
     schedules: tuple[str, ...]
     attacks: tuple[tuple[int, int], ...]  # victims, iterations
@@ -50,20 +55,23 @@ DEVICE = Sizes(
         ("cnn", 256), ("cifar", 256), ("mlp", 256), ("transformer", 64),
         ("cnn", 4096), ("cifar", 2048), ("mlp", 4096), ("transformer", 512),
     ),
-    peers=(("cnn", 256), ("cifar", 256), ("mlp", 256), ("cnn", 4096), ("cifar", 2048)),
+    peers=(
+        ("cnn", 256, True), ("cifar", 256, True), ("mlp", 256, True),
+        ("cnn", 4096, False), ("cifar", 2048, False),
+    ),
     memory=(("cnn", 4096), ("cifar", 2048), ("transformer", 512)),
     schedules=("fixed", "linear", "quarter_cosine"),
-    attacks=((256, 400), (2048, 400), (4096, 400)),
+    attacks=((2048, 400), (4096, 400)),
     language=(
         dict(vocabulary=50_257, tokens=512, width=768, heads=12, layers=12, dtype="bfloat16"), 512, 64
     ),  # GPT-2's shape, 124 million parameters
     noise=("532110", "10000000"),
     rounds=30,
-    seconds=3.0,
+    seconds=2.0,
 )  # fmt: skip
 SMALL = Sizes(
     steps=(("mlp", 8),),
-    peers=(("mlp", 8),),
+    peers=(("mlp", 8, True),),
     memory=(("mlp", 8),),
     schedules=("fixed", "linear"),
     attacks=((2, 2),),
@@ -80,7 +88,7 @@ class Session:
     def __init__(self, path: pathlib.Path, sizes: Sizes, seconds: float):
         self.path, self.sizes, self.rows = path, sizes, []
         self.began, self.seconds = time.perf_counter(), seconds
-        self.pool = concurrent.futures.ThreadPoolExecutor(THREADS)
+        self.pool, self.begun = concurrent.futures.ThreadPoolExecutor(THREADS), []
         self.environment = timing.environment()
 
     def add(self, row: Row) -> None:
@@ -89,6 +97,17 @@ class Session:
         document = {"environment": self.environment, "records": self.rows}
         atomic.write_text(self.path, json.dumps(document, indent=1, default=float) + "\n")
         print(json.dumps(row, default=float), flush=True)
+
+    def prepared(self, name: str, part: Callable[["Session"], Iterator[Case]]) -> list[Case]:
+        """The cases of a part, whose programs begin to be compiled."""
+        cases: list[Case] = []
+
+        def prepare():
+            cases.extend(part(self))
+            return ()
+
+        self.attempt(name, "all", prepare)
+        return cases
 
     def attempt(self, part: str, case: str, measure: Callable[[], Iterable[Row]]) -> None:
         """Adds the rows of a case, or why there are none."""
@@ -103,76 +122,101 @@ class Session:
             words = " ".join(str(error).split())[:300]
             self.add({**head, "failed": f"{type(error).__name__}: {words}"})
 
-    def compile(self, build: Callable[[], variants.Step], model, x, y) -> concurrent.futures.Future:
-        """A step, compiled beside others: `(step, seconds, bytes of temporary memory)`."""
+    def compile(self, builds: dict[str, Callable[[], variants.Step]], model, x, y) -> "Programs":
+        """Steps, compiled beside others."""
 
-        def compiled():
+        def compiled(build):
             began, step = time.perf_counter(), build()
             program = step.run.lower(model.params, step.state, x, y).compile()
             analysis = program.memory_analysis()
             seconds = time.perf_counter() - began
             return step._replace(run=program), seconds, getattr(analysis, "temp_size_in_bytes", None)
 
-        return self.pool.submit(compiled)
+        return Programs(model, x, y, {name: self.begin(compiled, build) for name, build in builds.items()})
 
-    def timed(self, runs: dict[str, Callable]) -> dict[str, np.ndarray]:
-        """Seconds of each, in turns."""
-        clocks = {name: timing.timed(run) for name, run in runs.items()}
+    def begin(self, function: Callable, *arguments) -> concurrent.futures.Future:
+        """Runs a function beside others."""
+        self.begun.append(self.pool.submit(function, *arguments))
+        return self.begun[-1]
+
+    def timed(self, runs: dict[str, Callable], clocks: dict[str, Callable[[], float]] | None = None):
+        """Seconds of each, in turns; `clocks` tell their own."""
+        clocks = {name: timing.timed(_several(run)) for name, run in runs.items()} | (clocks or {})
         for clock in clocks.values():
             clock()
-        return timing.interleaved(clocks, self.sizes.rounds, self.sizes.seconds)
+        seconds = timing.interleaved(clocks, self.sizes.rounds, self.sizes.seconds)
+        return {name: times / IN_FLIGHT for name, times in seconds.items()}
 
 
-def _rows(seconds: dict[str, np.ndarray], examples: int, of: str, found: dict[str, tuple]) -> Iterator[Row]:
-    """One row a variant: its time, and its ratio to that of `of`."""
-    for variant, times in seconds.items():
-        _, compile_seconds, temporary = found.get(variant, (None, None, None))
-        yield {
-            "variant": variant,
-            "median_ms": 1e3 * float(np.median(times)),
-            f"ratio_to_{of}": timing.ratio(times, seconds[of])["median"],
-            "examples_per_second": examples / float(np.median(times)),
-            "compile_seconds": compile_seconds,
-            "temporary_mb": None if temporary is None else temporary / 2**20,
-            "rounds": len(times),
-        }
+@dataclasses.dataclass(frozen=True)
+class Programs:
+    """Steps of one model that are being compiled: `(step, seconds, bytes of temporary memory)` of each."""
+
+    model: Any
+    x: jax.Array
+    y: jax.Array
+    futures: dict[str, concurrent.futures.Future]
+
+    def runs(self, *names: str) -> dict[str, Callable]:
+        """Each goes on from where it was."""
+        return {name: Carried(self.found(name)[0], self.model.params, self.x, self.y) for name in names}
+
+    def found(self, name: str) -> tuple:
+        """What is known of a step that was compiled here; nothing of others."""
+        return self.futures[name].result(timeout=1.0) if name in self.futures else (None, None, None)
+
+    def rows(self, seconds: dict[str, np.ndarray], of: str) -> Iterator[Row]:
+        """One row a variant: its time, and its ratio to that of `of`."""
+        for variant, times in seconds.items():
+            _, compile_seconds, temporary = self.found(variant)
+            yield {
+                "variant": variant,
+                "median_ms": 1e3 * float(np.median(times)),
+                f"ratio_to_{of}": timing.ratio(times, seconds[of])["median"],
+                "examples_per_second": len(self.x) / float(np.median(times)),
+                "compile_seconds": compile_seconds,
+                "temporary_mb": None if temporary is None else temporary / 2**20,
+                "rounds": len(times),
+            }
 
 
-def _step_rows(session: Session, model, x, y, futures) -> Iterator[Row]:
-    found = {variant: future.result() for variant, future in futures.items()}
-    runs: dict[str, Callable] = {
-        variant: Carried(step, model.params, x, y) for variant, (step, *_) in found.items()
-    }
-    runs["noise"] = noise_of(model.params)
+def _several(run: Callable) -> Callable:
+    def steps():
+        for _ in range(IN_FLIGHT - 1):
+            run()
+        return run()
+
+    return steps
+
+
+def _step_rows(session: Session, programs: Programs) -> Iterator[Row]:
+    runs = programs.runs("nonprivate", "private") | {"noise": noise_of(programs.model.params)}
     seconds = session.timed(runs)
     seconds["nonprivate + noise"] = seconds["nonprivate"] + seconds["noise"]
-    return _rows(seconds, len(x), "nonprivate", found)
+    return programs.rows(seconds, "nonprivate")
 
 
-def steps(session: Session) -> None:
+def _both(model, size: int, **how) -> dict[str, Callable]:
+    private = functools.partial(variants.private, model, size, **how)
+    return {"nonprivate": functools.partial(variants.nonprivate, model), "private": private}
+
+
+def steps(session: Session) -> Iterator[Case]:
     """Ordinary and private steps."""
-    waiting = {}
     for name, size in session.sizes.steps:
         model, (x, y) = networks.create(name), networks.batch(name, size)
-        builds = {
-            "nonprivate": functools.partial(variants.nonprivate, model),
-            "private": functools.partial(variants.private, model, size),
-        }
-        futures = {variant: session.compile(build, model, x, y) for variant, build in builds.items()}
-        waiting[f"{name} {size}"] = (model, x, y, futures)
-    concurrent.futures.wait([f for *_, futures in waiting.values() for f in futures.values()])
-    for case, given in waiting.items():
-        session.attempt("step", case, functools.partial(_step_rows, session, *given))
+        programs = session.compile(_both(model, size), model, x, y)
+        yield "step", f"{name} {size}", functools.partial(_step_rows, session, programs)
 
 
-def dynamic_sigma(session: Session) -> None:
+def dynamic_sigma(session: Session) -> Iterator[Case]:
     """A dynamic sigma against a fixed one, in the compiled loop of training."""
     sizes = session.sizes
-    measure = functools.partial(dynamic.loop_rows, sizes.rounds, 4 * sizes.seconds, sizes.schedules)
-    session.attempt("dynamic", "loop", measure)
+    loops = session.begin(dynamic.loops, sizes.schedules)
+    yield "dynamic", "loop", lambda: dynamic.loop_rows(loops.result(1.0), sizes.rounds, 4 * sizes.seconds)
 
 
-def attacks(session: Session) -> None:
+def attacks(session: Session) -> Iterator[Case]:
     """Whole attacks a minute, and how many are exact."""
     for victims, iterations in session.sizes.attacks:
 
@@ -183,94 +227,83 @@ def attacks(session: Session) -> None:
             kept = ("attacks_per_minute", "attack_steps_per_second", "seconds", "compile_seconds")
             yield {name: row[name] for name in kept} | {"exact": row["exact"]["estimate"]}
 
-        session.attempt("attacks", f"{victims} victims", measure)
+        yield "attacks", f"{victims} victims", measure
 
 
-def language(session: Session) -> None:
+def language(session: Session) -> Iterator[Case]:
     """A causal language model, the mean loss of its tokens."""
     shape, length, size = session.sizes.language
+    model = decoder.create(jax.random.key(0), tied=True, **shape)
+    count = sum(leaf.size for leaf in jax.tree.leaves(model.params))
+    tokens = jax.random.randint(jax.random.key(1), (size, length + 1), 0, shape["vocabulary"])
+    programs = session.compile(_both(model, size, places=True), model, tokens[:, :-1], tokens[:, 1:])
 
     def measure():
-        model = decoder.create(jax.random.key(0), tied=True, **shape)
-        count = sum(leaf.size for leaf in jax.tree.leaves(model.params))
-        tokens = jax.random.randint(jax.random.key(1), (size, length + 1), 0, shape["vocabulary"])
-        x, y = tokens[:, :-1], tokens[:, 1:]
-        builds = {
-            "nonprivate": functools.partial(variants.nonprivate, model),
-            "private": functools.partial(variants.private, model, size, places=True),
-        }
-        futures = {variant: session.compile(build, model, x, y) for variant, build in builds.items()}
-        concurrent.futures.wait(futures.values())
-        for row in _step_rows(session, model, x, y, futures):
+        for row in _step_rows(session, programs):
             yield {"parameters": count, **row}
 
-    session.attempt("language model", f"T = {length}, B = {size}", measure)
+    yield "language model", f"T = {length}, B = {size}", measure
 
 
-def noise_alone(session: Session) -> None:
+def noise_alone(session: Session) -> Iterator[Case]:
     """What the noise costs beside that of `jax.random.normal`."""
     for name in session.sizes.noise:
-        session.attempt("noise", name, functools.partial(noise.cost, name, session.sizes.rounds))
+        yield "noise", name, functools.partial(noise.cost, name, session.sizes.rounds, ("chacha12",))
 
 
-def other_libraries(session: Session) -> None:
+def other_libraries(session: Session) -> Iterator[Case]:
     """The same step by other libraries, each in turns with ours."""
-    for name, size in session.sizes.peers:
+    for name, size, both in session.sizes.peers:
         model, (x, y) = networks.create(name), networks.batch(name, size)
-        builds = {
-            "private": functools.partial(variants.private, model, size),
-            "optax.contrib": functools.partial(peers.optax_aggregate, model, size),
-            "jax-privacy": functools.partial(peers.jax_privacy_step, model, size, None),
-        }
-        futures = {label: session.compile(build, model, x, y) for label, build in builds.items()}
-        concurrent.futures.wait(futures.values())
-        ours = functools.partial(futures["private"].result)
-        for label in ("optax.contrib", "jax-privacy"):
+        builds = {"private": functools.partial(variants.private, model, size)}
+        if both:
+            builds["optax.contrib"] = functools.partial(peers.optax_aggregate, model, size)
+            builds["jax-privacy"] = functools.partial(peers.jax_privacy_step, model, size, None)
+        programs = session.compile(builds, model, x, y)
+        worker = session.begin(_worker, name, size)
+        yield "peers", f"{name} {size}, opacus", functools.partial(_opacus_rows, session, worker, programs)
+        for label in list(builds)[1:]:
 
-            def in_process(label=label, futures=futures, model=model, x=x, y=y):
-                found = {variant: futures[variant].result() for variant in ("private", label)}
-                runs: dict[str, Callable] = {
-                    variant: Carried(step, model.params, x, y) for variant, (step, *_) in found.items()
-                }
-                return _rows(session.timed(runs), len(x), "private", found)
+            def measure(label=label, programs=programs):
+                return programs.rows(session.timed(programs.runs("private", label)), "private")
 
-            session.attempt("peers", f"{name} {size}, {label}", in_process)
-        of_opacus = functools.partial(_opacus_rows, session, name, size, ours, model, x, y)
-        session.attempt("peers", f"{name} {size}, opacus", of_opacus)
+            yield "peers", f"{name} {size}, {label}", measure
 
 
-def _opacus_rows(session: Session, name: str, size: int, ours, model, x, y) -> Iterator[Row]:
+def _worker(name: str, size: int) -> opacus_worker.Worker:
     if "opacus" in peers.missing():
         raise ModuleNotFoundError("No module named 'opacus'")
-    found = {"private": ours()}
-    worker = opacus_worker.Worker(name, size, dict(os.environ))
+    return opacus_worker.Worker(name, size, dict(os.environ))
+
+
+def _opacus_rows(session: Session, future, programs: Programs) -> Iterator[Row]:
+    worker = future.result(timeout=1.0)
     try:
         for mode, reason in worker.failed.items():
             yield {"variant": mode, "failed": reason}
         modes = [mode for mode in opacus_worker.MODES if mode not in worker.failed]
-        clocks = {mode: functools.partial(worker.seconds, mode) for mode in modes}
-        clocks["private"] = timing.timed(Carried(found["private"][0], model.params, x, y))
-        seconds = timing.interleaved(clocks, session.sizes.rounds, session.sizes.seconds)
-        yield from _rows(seconds, size, "private", found)
+        clocks = {mode: functools.partial(worker.seconds, mode, IN_FLIGHT) for mode in modes}
+        yield from programs.rows(session.timed(programs.runs("private"), clocks), "private")
     finally:
         worker.close()
 
 
-def peak_memory(session: Session) -> None:
+def peak_memory(session: Session) -> Iterator[Case]:
     """What XLA says that a compiled step needs for intermediate values."""
-    waiting = {}
     for name, size in session.sizes.memory:
         model, (x, y) = networks.create(name), networks.batch(name, size)
-        for variant in ("nonprivate", "factored", "private"):
-            build = functools.partial(memory.BUILD[variant], model, size)
-            waiting[f"{name} {size}", variant] = session.compile(build, model, x, y)
-    for (case, variant), future in waiting.items():
+        builds = {
+            variant: functools.partial(memory.BUILD[variant], model, size)
+            for variant in ("nonprivate", "factored", "private")
+        }
+        programs = session.compile(builds, model, x, y)
+        for variant in builds:
 
-        def measure(variant=variant, future=future):
-            _, seconds, temporary = future.result()
-            yield {"variant": variant, "temporary_mb": temporary / 2**20, "compile_seconds": seconds}
+            def measure(variant=variant, programs=programs):
+                _, seconds, temporary = programs.found(variant)
+                yield {"variant": variant, "temporary_mb": temporary / 2**20, "compile_seconds": seconds}
 
-        session.attempt("memory", case, measure)
+            yield "memory", f"{name} {size}", measure
 
 
 PARTS = {
@@ -318,8 +351,10 @@ def main(arguments: list[str] | None = None) -> None:
     path = options.output / f"device_{jax.default_backend()}.json"
     session = Session(path, SMALL if options.small else DEVICE, options.seconds)
     with session.pool:
-        for name in chosen:
-            session.attempt(name, "all", lambda name=name: PARTS[name](session) or ())
+        cases = [case for name in chosen for case in session.prepared(name, PARTS[name])]
+        concurrent.futures.wait(session.begun, min(options.seconds, COMPILING))
+        for case in cases:
+            session.attempt(*case)
     document = {"environment": session.environment, "records": session.rows}
     print(section([document]), flush=True)
 

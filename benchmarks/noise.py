@@ -6,6 +6,7 @@ visible lattice; `released` is the library's.  `--draws` is of the test of the d
 
 import argparse
 import os
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,7 @@ SHAPES = {
 }
 
 
-def cost(name: str, rounds: int) -> list[dict]:
+def cost(name: str, rounds: int, generators: Sequence[str] = tuple(noise.GENERATORS)) -> list[dict]:
     """One record for each generator of the release, beside the plain draw."""
     tree = [jnp.zeros(shape) for shape in SHAPES[name]]
     secret = noise.secret(0)
@@ -32,7 +33,7 @@ def cost(name: str, rounds: int) -> list[dict]:
         return jax.tree.map(lambda x, z: x + std * z, tree, noise.noise_like(jax.random.key(step), tree))
 
     programs = {"drawn": jax.jit(drawn)}
-    for generator in noise.GENERATORS:
+    for generator in generators:
         programs[generator] = jax.jit(
             lambda step, std, g=generator: noise.released(noise.Stream(secret, step, 0, g), tree, std)
         )

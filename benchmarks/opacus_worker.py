@@ -1,4 +1,4 @@
-"""Opacus' step in a process of its own, on command: one word a line in, the seconds of one step out.
+"""Opacus' step in a process of its own, on command: a number and a mode a line in, the seconds out.
 
 The networks are those of `benchmarks.networks`, in PyTorch's layout.
 """
@@ -26,9 +26,9 @@ class Worker:
         self._commands, self._answers = self.process.stdin, self.process.stdout
         self.failed = json.loads(self._answers.readline())  # mode -> why it does not work
 
-    def seconds(self, mode: str) -> float:
-        """The time of one step, taken in the other process."""
-        self._commands.write(mode + "\n")
+    def seconds(self, mode: str, steps: int = 1) -> float:
+        """The time of so many steps, taken in the other process."""
+        self._commands.write(f"{steps} {mode}\n")
         self._commands.flush()
         return float(self._answers.readline())
 
@@ -66,7 +66,7 @@ def _network(name: str):
 
 
 def _step(name: str, batch_size: int, mode: str):
-    """A function that makes one step, on fresh weights."""
+    """A function that makes so many steps, from fresh weights on."""
     import torch
     from opacus import PrivacyEngine
 
@@ -90,26 +90,30 @@ def _step(name: str, batch_size: int, mode: str):
         optimizer.zero_grad()
         criterion(network(x), y).backward()
         optimizer.step()
+
+    def steps(count):
+        for _ in range(count):
+            step()
         if device == "cuda":
             torch.cuda.synchronize()
 
-    return step
+    return steps
 
 
 def main(name: str, batch_size: int) -> None:
-    """Says which modes work, then makes a step of the mode that each line of the input names."""
+    """Says which modes work, then makes the steps that each line of the input asks for."""
     steps, failed = {}, {}
     for mode in MODES:
         try:
             steps[mode] = _step(name, batch_size, mode)
-            for _ in range(3):
-                steps[mode]()
+            steps[mode](3)
         except Exception as error:  # a peer's failure belongs in the record
             failed[mode] = f"{type(error).__name__}: {error}"
     print(json.dumps(failed), flush=True)
     for line in sys.stdin:
+        count, mode = line.strip().split(" ", 1)
         began = time.perf_counter()
-        steps[line.strip()]()
+        steps[mode](int(count))
         print(time.perf_counter() - began, flush=True)
 
 
