@@ -282,7 +282,9 @@ def _opacus_rows(session: Session, future, programs: Programs) -> Iterator[Row]:
         for mode, reason in worker.failed.items():
             yield {"variant": mode, "failed": reason}
         modes = [mode for mode in opacus_worker.MODES if mode not in worker.failed]
-        clocks = {mode: functools.partial(worker.seconds, mode, IN_FLIGHT) for mode in modes}
+        clocks: dict[str, Callable] = {
+            mode: functools.partial(worker.seconds, mode, IN_FLIGHT) for mode in modes
+        }
         yield from programs.rows(session.timed(programs.runs("private"), clocks), "private")
     finally:
         worker.close()
