@@ -156,11 +156,14 @@ def privatize(
             std = jnp.where(_updates.are_noised_for(clipper, summed, state), std, jnp.nan)
             total = release(total, std, noise.GRADIENTS)
         like = total if params is None else params
-        noised = jax.tree.map(lambda s, p: (s / expected_batch_size).astype(p.dtype), total, like)
+        clip = clipper.update(state.clip, summed, state.step, release)
+        mean = jax.tree.map(lambda s: s / expected_batch_size, total)
+        clip, mean = clipper.after(clip, mean, state.step)
+        noised = jax.tree.map(lambda g, p: g.astype(p.dtype), mean, like)
         return noised, PrivatizeState(
             step=state.step + 1,
             key=state.key,
-            clip=clipper.update(state.clip, summed, state.step, release),
+            clip=clip,
             noise=chosen,
             examples=summed.examples,
             clipped=summed.clipped,

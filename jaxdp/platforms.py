@@ -1,4 +1,4 @@
-"""The platform that a program is made for, which decides the form that is fast."""
+"""The platform that a program is made for, which decides the form that is fast, and its memory."""
 
 from typing import Any
 
@@ -24,3 +24,8 @@ def resolved(platform: str) -> str:
     config: Any = jax.config
     chosen = config.jax_default_device
     return jax.default_backend() if chosen is None else getattr(chosen, "platform", chosen)
+
+
+def memory() -> int:
+    """Bytes that the first device gives to programs; 8 GiB where it does not say."""
+    return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", 2**33)

@@ -67,8 +67,7 @@ def default_lanes(jobs: int, lane_bytes: int = 0) -> int:
     """
     if platforms.resolved("auto") == "cpu":
         return 8
-    statistics = jax.local_devices()[0].memory_stats() or {}
-    fits = statistics.get("bytes_limit", 2**34) // 4 // max(lane_bytes, 1)
+    fits = platforms.memory() // 4 // max(lane_bytes, 1)
     wanted = _FEW if jobs <= _FEW else _MANY
     return max(1, min(wanted, 2 ** int(math.log2(max(fits, 1)))))
 

@@ -11,6 +11,7 @@ parts add up over microbatches, so that a batch can be clipped piece by piece.
 | `per_layer`           | each tensor to C / sqrt(L)               | C             | yes     |
 | `per_layer_published` | each tensor to C                         | C sqrt(L)     | yes     |
 | `l2_max`              | each tensor to its own example's maximum | none          | NO      |
+| `preconditioned`      | s g as `flat`, s from past noised g's    | C             | yes     |
 | `quantile`            | as `flat`, to C_t from noised counts     | C_t           | yes     |
 | `quantile_per_layer`  | each tensor to its own C_t from counts   | |(C_t)|       | yes     |
 
@@ -33,11 +34,12 @@ from jaxdp.clipping.fixed import flat as flat
 from jaxdp.clipping.fixed import l2_max as l2_max
 from jaxdp.clipping.fixed import per_layer as per_layer
 from jaxdp.clipping.fixed import per_layer_published as per_layer_published
+from jaxdp.clipping.preconditioned import preconditioned as preconditioned
 from jaxdp.schedules import Schedule
 
 NAMES = (
     *("flat", "automatic", "per_layer", "per_layer_published", "l2_max"),
-    *("quantile", "quantile_per_layer"),
+    *("preconditioned", "quantile", "quantile_per_layer"),
 )
 
 
@@ -68,7 +70,9 @@ def create(
         return l2_max()
     if name == "per_layer_published":
         return per_layer_published(l2_norm_clip, layers)
-    by_name = {"flat": flat, "automatic": automatic, "per_layer": per_layer}
+    by_name = {
+        "flat": flat, "automatic": automatic, "per_layer": per_layer, "preconditioned": preconditioned,
+    }  # fmt: skip
     if name not in by_name:
         raise ValueError(f"clipping={name!r}: unknown; choose from {', '.join(NAMES)}")
     return by_name[name](l2_norm_clip)

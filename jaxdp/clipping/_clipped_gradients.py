@@ -56,8 +56,9 @@ def clipped_gradients(
     if microbatch_size not in ("auto", None):
         _validate.whole(microbatch_size=microbatch_size)
     per_example = gradients.per_example(
-        loss_fn, has_aux=has_aux, method=method, convolution=convolution, platform=platform
-    )
+        loss_fn, has_aux=has_aux, method="dense" if clipper.whole else method, convolution=convolution,
+        platform=platform,
+    )  # fmt: skip
 
     def part(params, batch, mask, clip_state, step, *shared):
         value, grads = per_example(params, batch, *shared)

@@ -88,6 +88,10 @@ def _same_state(state, summed, step, release):
     return state
 
 
+def _as_it_is(state, noised, step):
+    return state, noised
+
+
 def _same_multiplier(noise_multiplier):
     return noise_multiplier
 
@@ -110,6 +114,9 @@ class Clipper:
       init: `params -> state`.
       update: `(state, summed, step, release) -> state`, called once a step after all microbatches;
         `release(sums, std)` adds noise that is of this step alone, and is called once at most.
+      after: `(state, noised, step) -> (state, noised)`: what becomes of the noised mean gradient, from what is
+        public alone, and the next state.
+      whole: whether the rule needs gradients in one piece: then they are not kept in factors.
       gradient_noise: noise multiplier of the whole step -> that of the gradient, where the clipper spends a
         part of the budget itself.
       noise_multiplier_limit: what the noise multiplier of the whole step must stay below, for that part.
@@ -127,6 +134,8 @@ class Clipper:
     noise_to_sensitivity: float = 1.0
     init: Callable[[PyTree], PyTree] = _no_state
     update: Callable[[PyTree, ClippedSum, Any, Callable[..., PyTree]], PyTree] = _same_state
+    after: Callable[[PyTree, PyTree, Any], tuple[PyTree, PyTree]] = _as_it_is
+    whole: bool = False
     gradient_noise: Callable[[Array], Array] = _same_multiplier
     noise_multiplier_limit: float = math.inf
     refusal: Callable[[float], str] = str

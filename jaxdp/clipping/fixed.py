@@ -20,7 +20,7 @@ def _of_step(schedule: Schedule) -> Callable[[PyTree, Any], Array]:
     return lambda state, step: schedule(step)
 
 
-def _as_schedule(l2_norm_clip: float | Schedule) -> Schedule:
+def as_schedule(l2_norm_clip: float | Schedule) -> Schedule:
     """A bound as a function of the step, never below `SMALLEST`."""
     if callable(l2_norm_clip):
         return lambda step: jnp.maximum(l2_norm_clip(step), SMALLEST)
@@ -36,7 +36,7 @@ def flat(l2_norm_clip: float | Schedule) -> Clipper:
     Formal guarantee: adding or removing one example moves the sum by at most C(t) in L2 norm, up to the
     rounding of float32.
     """
-    bound = _as_schedule(l2_norm_clip)
+    bound = as_schedule(l2_norm_clip)
 
     def clip(grads, state, step, mask):
         norms = leaf_norms(grads)
@@ -61,7 +61,7 @@ def automatic(l2_norm_clip: float | Schedule, gamma: float = 0.01) -> Clipper:
 
     Formal guarantee: as `flat`.
     """
-    bound = _as_schedule(l2_norm_clip)
+    bound = as_schedule(l2_norm_clip)
     _validate.positive(gamma=gamma)
 
     def clip(grads, state, step, mask):
@@ -95,7 +95,7 @@ def per_layer(l2_norm_clip: float | Schedule) -> Clipper:
 
     Formal guarantee: as `flat`.
     """
-    bound = _as_schedule(l2_norm_clip)
+    bound = as_schedule(l2_norm_clip)
     return Clipper(
         name="per_layer",
         rule=_clip_each(lambda step, layers: bound(step) / math.sqrt(layers)),
@@ -116,7 +116,7 @@ def per_layer_published(l2_norm_clip: float | Schedule, layers: int) -> Clipper:
 
     Formal guarantee: adding or removing one example moves the sum by at most C(t) sqrt(L) in L2 norm.
     """
-    bound = _as_schedule(l2_norm_clip)
+    bound = as_schedule(l2_norm_clip)
     _validate.whole(layers=layers)
 
     def bound_of_layer(step, found):

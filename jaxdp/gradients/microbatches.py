@@ -29,7 +29,7 @@ class ExampleBytes(NamedTuple):
 # largest array takes this much were the fastest, within a few percent, of convolutional networks, a transformer
 # and an MLP.
 _CACHED = 2**22
-_CPU_GRADIENTS, _DEVICE_GRADIENTS = 2**26, 2**30
+_CPU_GRADIENTS, _SHARE = 2**26, 8  # bytes; that part of the memory of another device
 _LEAST = 4
 # Of batches with places to spare; half of the last piece with a real example is computed for nothing.
 _LEAST_PADDED, _PADDED_PIECES = 128, 20
@@ -38,14 +38,14 @@ _LEAST_PADDED, _PADDED_PIECES = 128, 20
 def automatic_size(example: ExampleBytes, platform: str = "auto") -> int:
     """The largest power of two that the budgets allow, at least 4.
 
-    On a CPU the largest array of a piece fits 4 MiB and its gradients 64 MiB; elsewhere its gradients fit
-    1 GiB, whatever else it takes.  Peak memory for gradients is bounded by the larger of that budget and four
-    gradients.
+    On a CPU the largest array of a piece fits 4 MiB and its gradients 64 MiB; elsewhere its gradients fit an
+    eighth of the device's memory, whatever else it takes.  Peak memory for gradients is bounded by the larger
+    of that budget and four gradients.
     """
     if platforms.resolved(platform) == "cpu":
         fits = min(_CPU_GRADIENTS // max(example.gradient, 1), _CACHED // max(example.largest, 1))
     else:
-        fits = _DEVICE_GRADIENTS // max(example.gradient, 1)
+        fits = platforms.memory() // _SHARE // max(example.gradient, 1)
     return max(_LEAST, 2 ** int(math.log2(max(fits, 1))))
 
 

@@ -146,7 +146,7 @@ def test_an_attacker_gains_from_the_pair_what_one_gaussian_gives(name):
         scores = np.array(columns).T / std @ direction
         shift = 1 / z if mask == with_it else 0.0
         centre = over_noise(without) @ direction
-        follow = lambda mean, deviation, s=scores: stats.kstest(s, "norm", (mean, deviation)).pvalue > 1e-4  # noqa: E731
+        follow = lambda mean, deviation, s=scores: stats.kstest((s - mean) / deviation, "norm").pvalue > 1e-4  # noqa: E731
         assert follow(centre + shift, 1.0)
         assert not follow(centre + shift, 2 / 3) and not follow(centre + shift, 3 / 2)
     for wrong in (2 / 3, 3 / 2):

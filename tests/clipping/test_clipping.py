@@ -50,6 +50,7 @@ ORACLES = {
     "automatic": lambda ts, c: [t * c / (norm(ts) + 0.01) for t in ts],
     "per_layer": lambda ts, c: [shrink(t, c / 2) for t in ts],  # sqrt(4) = 2
     "per_layer_published": lambda ts, c: [shrink(t, c) for t in ts],
+    "preconditioned": lambda ts, c: [t * min(1, c / norm(ts)) if norm(ts) else t for t in ts],  # at first
     "quantile": lambda ts, c: [t * min(1, c / norm(ts)) if norm(ts) else t for t in ts],
     "quantile_per_layer": lambda ts, c: [shrink(t, c) for t in ts],
     "l2_max": lambda ts, c: [shrink(t, np.clip(max(norm([t]) for t in ts), 0.1, 32)) for t in ts],
@@ -66,8 +67,8 @@ def make(name, bound=BOUND, layers=LAYERS):
 
 def clip(clipper, grads, step=0, mask=None):
     mask = jnp.ones(B, bool) if mask is None else mask
-    tensors = len(jax.tree.leaves(grads, is_leaf=gradients.is_leaf))
-    return clipper.clip(grads, clipper.init([0.0] * tensors), step, mask)
+    params = jax.tree.map(lambda g: jnp.zeros(g.shape[1:]), grads, is_leaf=gradients.is_leaf)
+    return clipper.clip(grads, clipper.init(params), step, mask)
 
 
 def total_norm(tree):
