@@ -1,8 +1,8 @@
 """`python -m benchmarks [NAME [options]]`: runs the benchmarks and writes the table, or runs one.
 
-`accuracy` runs only where it is named: it trains for long, on data that have to be prepared first; and so do
-`device`, which is all that a GPU is asked in a few minutes, `devices`, several that XLA makes of one CPU, and
-`streaming`, which writes a file of 2 GB.
+`accuracy` and `adam` run only where they are named: they train for long, the first on data that have to be
+prepared before; and so do `device`, which is all that a GPU is asked in a few minutes, `devices`, several that
+XLA makes of one CPU, and `streaming`, which writes a file of 2 GB.
 """
 
 import importlib
@@ -13,9 +13,9 @@ from benchmarks import malloc
 
 NAMES = (
     "step", "language", "dynamic", "scaling", "memory", "peers", "noise", "accounting", "audit", "attacks",
-    "accuracy", "device", "devices", "streaming", "table",
+    "accuracy", "adam", "device", "devices", "streaming", "table",
 )  # fmt: skip
-ON_REQUEST = ("accuracy", "device", "devices", "streaming")
+ON_REQUEST = ("accuracy", "adam", "device", "devices", "streaming")
 TIMED = (  # in processes whose malloc is tuned
     "step", "language", "dynamic", "scaling", "peers", "noise", "device", "devices", "streaming",
 )  # fmt: skip

@@ -45,8 +45,9 @@ class Planned:
     unit: str = "example"
     """What is protected: example, or user and the like where all examples of one are put together."""
     clipping: Literal[
-        "flat", "per_layer", "per_layer_published", "automatic", "l2_max", "quantile", "quantile_per_layer"
-    ] = "flat"
+        "flat", "automatic", "per_layer", "per_layer_published", "l2_max", "preconditioned", "quantile",
+        "quantile_per_layer",
+    ] = "flat"  # fmt: skip
     """How per-example gradients are bounded."""
     count_noise: float | None = None
     """Of quantile clipping: noise on the count; None for the largest noise multiplier."""

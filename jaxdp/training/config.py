@@ -14,8 +14,9 @@ ScheduleName = Literal[
     "adaptive",
 ]  # fmt: skip
 ClippingName = Literal[
-    "flat", "automatic", "per_layer", "per_layer_published", "l2_max", "quantile", "quantile_per_layer"
-]
+    "flat", "automatic", "per_layer", "per_layer_published", "l2_max", "preconditioned", "quantile",
+    "quantile_per_layer",
+]  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
