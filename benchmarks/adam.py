@@ -44,7 +44,7 @@ def run(name: str, learning_rate: float, bound: float, seed: int, epsilon: float
         sampler=sampling.poisson(len(train), RATE, steps=STEPS),
     )  # fmt: skip
     plan = jaxdp.calibrate(plan, epsilon, CLAIM)
-    result = jaxdp.train(loss_fn, model.params, train, plan, optax.adam(learning_rate), CLAIM)
+    result = train(loss_fn, model.params, train, plan, optax.adam(learning_rate), CLAIM)
     return float(jax.jit(jax.vmap(loss_fn, (None, 0)))(result.params, test).mean())
 
 
