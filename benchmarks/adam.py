@@ -36,15 +36,15 @@ def passages() -> tuple[np.ndarray, np.ndarray, int]:
 
 def run(name: str, learning_rate: float, bound: float, seed: int, epsilon: float) -> float:
     """The test loss of one private run."""
-    train, test, letters = passages()
+    private, test, letters = passages()
     model = decoder.create(jax.random.key(seed), vocabulary=letters, tokens=LENGTH, tied=True, **SIZES)
     loss_fn = decoder.next_token_loss(model)
     plan = jaxdp.Plan(
         clipper=CLIPPERS[name](bound), noise_multiplier=1.0, steps=STEPS, seed=seed,
-        sampler=sampling.poisson(len(train), RATE, steps=STEPS),
+        sampler=sampling.poisson(len(private), RATE, steps=STEPS),
     )  # fmt: skip
     plan = jaxdp.calibrate(plan, epsilon, CLAIM)
-    result = train(loss_fn, model.params, train, plan, optax.adam(learning_rate), CLAIM)
+    result = train(loss_fn, model.params, private, plan, optax.adam(learning_rate), CLAIM)
     return float(jax.jit(jax.vmap(loss_fn, (None, 0)))(result.params, test).mean())
 
 
