@@ -17,6 +17,7 @@ import optax
 import jaxdp
 from benchmarks import timing
 from jaxdp import clipping, decoder, sampling
+from jaxdp.training.run import train
 
 LENGTH, STEPS, RATE, SIZES = 32, 200, 0.04, dict(width=32, layers=2, heads=2)
 CLAIM = jaxdp.Claim(delta=1e-5, adjacency="add_or_remove_one")

@@ -138,14 +138,16 @@ def _set(plan: Plan, what: str, value: float) -> Plan:
     if what == "scale":
         return plan.scaled(value)
     if what == "steps":
-        return plan.stretched(round(value))
+        return dataclasses.replace(plan, sampler=plan.sampling).stretched(round(value))  # of any number
     return plan.sampled_at(value) if what == "sampling_rate" else plan.ending_at(value)
 
 
 def _with_sampler(found: Plan, plan: Plan) -> Plan:
     """The plan with a sampler that draws as it is charged, where the one it came from drew batches."""
-    if not isinstance(plan.sampler, Sampler) or (found.steps, found.sampling) == (plan.steps, plan.sampling):
+    if not isinstance(plan.sampler, Sampler):
         return found
+    if (found.steps, found.sampling) == (plan.steps, plan.sampling):
+        return dataclasses.replace(found, sampler=plan.sampler)
     limit = found.sampling.batch_size_limit
     made = sampling.create(plan.sampler.kind, plan.sampler.examples, found.sampling.rate, found.steps, limit)
     return dataclasses.replace(found, sampler=made)

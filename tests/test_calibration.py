@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from jaxdp import accounting, calibration, clipping, schedules
+from jaxdp import accounting, calibration, clipping, sampling, schedules
 from jaxdp.accounting import Claim, gdp, reconstruction
 from jaxdp.accounting.ledger import Sampling
 from jaxdp.plan import Plan
@@ -141,3 +141,14 @@ def test_equal_epsilon_is_not_equal_protection():
 def test_anything_but_one_sensible_target_is_refused(targets, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         calibration.calibrate(plan(steps=10), claim=PLD, **targets)
+
+
+def test_steps_are_chosen_beyond_those_that_the_sampler_has_places_for():
+    sampler = sampling.poisson(1_000, 0.05, steps=20)
+    start = Plan(clipper=clipping.flat(1.0), noise_multiplier=2.0, sampler=sampler, steps=20)
+    claim = Claim(delta=1e-5, adjacency="add_or_remove_one", accountant="rdp")
+    found = calibration.calibrate(start, 1.0, claim, what="steps")
+    assert found.steps > 20 and found.sampler.steps == found.steps and found.sampler.examples == 1_000
+    assert 0.97 < accounting.epsilon(found.ledger(), claim).value <= 1.0
+    kept = calibration.calibrate(start, accounting.epsilon(start.ledger(), claim).value, claim, what="steps")
+    assert kept.steps == 20 and kept.sampler == start.sampler

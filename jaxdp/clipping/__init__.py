@@ -21,6 +21,7 @@ is not finite contributes exactly zero and is counted.
 
 from jaxdp.clipping import adaptive
 from jaxdp.clipping._clipped_gradients import clipped_gradients as clipped_gradients
+from jaxdp.clipping._preconditioned import preconditioned as preconditioned
 from jaxdp.clipping.adaptive import quantile as quantile
 from jaxdp.clipping.adaptive import quantile_per_layer as quantile_per_layer
 from jaxdp.clipping.clipper import ClippedSum as ClippedSum
@@ -34,7 +35,6 @@ from jaxdp.clipping.fixed import flat as flat
 from jaxdp.clipping.fixed import l2_max as l2_max
 from jaxdp.clipping.fixed import per_layer as per_layer
 from jaxdp.clipping.fixed import per_layer_published as per_layer_published
-from jaxdp.clipping.preconditioned import preconditioned as preconditioned
 from jaxdp.schedules import Schedule
 
 NAMES = (

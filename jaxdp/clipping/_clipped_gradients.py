@@ -55,10 +55,10 @@ def clipped_gradients(
     """
     if microbatch_size not in ("auto", None):
         _validate.whole(microbatch_size=microbatch_size)
+    method = "dense" if clipper.whole else method
     per_example = gradients.per_example(
-        loss_fn, has_aux=has_aux, method="dense" if clipper.whole else method, convolution=convolution,
-        platform=platform,
-    )  # fmt: skip
+        loss_fn, has_aux=has_aux, method=method, convolution=convolution, platform=platform
+    )
 
     def part(params, batch, mask, clip_state, step, *shared):
         value, grads = per_example(params, batch, *shared)
@@ -89,8 +89,7 @@ def clipped_gradients(
 
     def pieces_of(fits, skips, params, batch, mask, clip_state, step, *shared):
         # Pieces of equal size, so that as little as possible is padding.
-        pieces = 1 if fits is None else -(-len(mask) // int(fits))
-        if pieces <= 1:
+        if (pieces := 1 if fits is None else -(-len(mask) // int(fits))) <= 1:
             return part(params, batch, mask, clip_state, step, *shared)
         cut = microbatches.Cut(len(mask), pieces, interleaved=shards.partitioned_by_xla(batch))
         batches = (jax.tree.map(cut, batch), cut(mask) & cut.counts())
