@@ -53,8 +53,8 @@ def compared(differences: Sequence[float] | np.ndarray) -> Comparison | None:
     if free < 1:
         return None
     gain, error = t_interval(values), float(values.std(ddof=1)) / values.size**0.5
-    t = abs(gain.estimate) / error if error else np.inf * bool(gain.estimate)
-    p = 2 * stats.t.sf(t, free) if t else 1.0
+    t = abs(gain.estimate) / error if error else np.inf if gain.estimate else 0.0
+    p = 2 * stats.t.sf(t, free)
     quantiles = stats.t.ppf([1 - LEVEL / 2, POWER], free)
     return Comparison(gain, float(p), float(quantiles.sum()) * error, values.size)
 
@@ -143,7 +143,7 @@ def difference(rows: Sequence[Row], pairs: Iterable[tuple[Cell, Cell]]) -> Compa
     if not both:
         return None
     shared = set.intersection(*(set(own) for pair in both for own in pair))
-    return compared([np.mean([a[seed] - b[seed] for a, b in both]) for seed in sorted(shared)])
+    return compared(np.array([np.mean([a[seed] - b[seed] for a, b in both]) for seed in sorted(shared)]))
 
 
 def gain(
@@ -214,7 +214,7 @@ def by_data_set(attacks, stage: str | None, at: float | None = None) -> Comparis
     own = informed(attacks, stage).values()
     if at is not None:
         own = [kept for pairs in own if (kept := [pair for pair in pairs if pair[0]["target"] == at])]
-    return compared([np.subtract(*means(pairs, "success")) for pairs in own])
+    return compared(np.array([np.subtract(*means(pairs, "success")) for pairs in own]))
 
 
 def by_set(pairs: Sequence[Pair]) -> Comparison | None:

@@ -71,7 +71,7 @@ def _listed(names: Sequence[str]) -> str:
 
 def _answer(runs, attacks) -> str:
     gains = _gains(runs)
-    sure = [(name, one.gain, spread(one.gain, "+.2f")) for name, (one, p) in gains.items() if p < LEVEL]
+    sure = [(name, one.gain, spread(one, "+.2f")) for name, (one, p) in gains.items() if p < LEVEL]
     head, _ = next(iter(runs.values()))
     sentences = [
         text(
@@ -112,11 +112,7 @@ def _summary(runs, attacks) -> str:
         rows.append(
             (
                 name,
-                *(
-                    (spread(one.gain, "+.2f"), p_value(p), f"{100 * one.detectable:.2f}")
-                    if one
-                    else ("–",) * 3
-                ),
+                *((spread(one, "+.2f"), p_value(p), f"{100 * one.detectable:.2f}") if one else ("–",) * 3),
                 *(_both(pairs, "success") for pairs in (early, late, whole)),
                 _both(whole, "bound"),
                 at_one_epsilon(head, found),

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -35,9 +36,9 @@ def adversary(attacks) -> str:
         each = (sets.get((name, stage)) for name in named)
         body.append(
             (
-                _NAMES[stage], spread(one and one.gain, "+.1f"), p_value(p),
+                _NAMES[stage], spread(one, "+.1f"), p_value(p),
                 f"{100 * one.detectable:.1f}" if one else "–",
-                *(spread(own and own.gain, "+.1f") for own in each),
+                *(spread(own, "+.1f") for own in each),
             )
         )  # fmt: skip
     bounded = [row for row in rows if row["bound"] is not None]
@@ -84,7 +85,7 @@ def images(attacks) -> str:
             one, p = family.get((name, point, stage), (None, None))
             left = f"; {out} of {of} pairs left out" if out else ""
             shown.append(
-                f"{spread(one.gain, '+.3f', 1)}, p {p_value(p)}, {one.units} gradients{left}"
+                f"{spread(one, '+.3f', 1)}, p {p_value(p)}, {one.units} gradients{left}"
                 if one
                 else f"none{left}"
             )
@@ -94,7 +95,7 @@ def images(attacks) -> str:
     return text("images", comparisons=markdown(header, body), medians=medians)
 
 
-def _medians(rows) -> list[tuple[str, ...]]:
+def _medians(rows) -> list[tuple[Any, ...]]:
     body = []
     for name, own in rows.items():
         for point, level in dict.fromkeys((row["leak_point"], row.get("level")) for row in own):

@@ -15,7 +15,16 @@ from jaxdp.laboratory import texts
 from jaxdp.laboratory.report import figures
 from jaxdp.laboratory.report.tables import markdown
 from jaxdp.laboratory.study import claims
-from jaxdp.laboratory.study.claims import Row, accuracies, by_seed, cell, chosen_rates, difference, reported
+from jaxdp.laboratory.study.claims import (
+    Comparison,
+    Row,
+    accuracies,
+    by_seed,
+    cell,
+    chosen_rates,
+    difference,
+    reported,
+)
 from jaxdp.laboratory.study.published import accountants_table
 from jaxdp.laboratory.study.setups import PUBLISHED, SELECTION_SEED, VARIANTS
 
@@ -34,8 +43,9 @@ def grid(names: Iterable[str], columns: Mapping[str, Any], cell: Callable[[str, 
     return markdown(("variant", *columns), rows)
 
 
-def spread(interval: Interval | None, form: str = ".1f", times: float = 100) -> str:
+def spread(found: Interval | Comparison | None, form: str = ".1f", times: float = 100) -> str:
     """An estimate with its interval, in percent or `times` as much; a dash where there is none."""
+    interval = found.gain if isinstance(found, Comparison) else found
     if interval is None:
         return "–"
     middle, low, high = (f"{times * value:{form}}" for value in interval)
@@ -134,7 +144,7 @@ def accuracy(runs) -> str:
             if variant in ("non_private", "fixed") or own is None:
                 return spread(own)
             gain = difference(rows, [((variant, epsilon), ("fixed", epsilon))])
-            return f"{100 * own.estimate:.1f}, {spread(gain and gain.gain, '+.1f')}"
+            return f"{100 * own.estimate:.1f}, {spread(gain, '+.1f')}"
 
         if every:
             parts.append(f"### {name}\n\n{grid(found, every, shown)}")
@@ -142,7 +152,7 @@ def accuracy(runs) -> str:
 
     def other(name: str, variant: str) -> str:
         one, p = gains[variant].get(name, (None, None))
-        return f"{spread(one.gain, '+.2f')}, p {p_value(p)}" if one else "–"
+        return f"{spread(one, '+.2f')}, p {p_value(p)}" if one else "–"
 
     if any(gains.values()):
         parts.append(text("variants", table=grid(runs, {v: v for v in _OTHERS}, other)))
@@ -209,5 +219,5 @@ def _trained_as_published(found: Sequence[Row]) -> str:
         constant = (f"matched_{schedule}", None)
         gain = difference(found, [((variant, None), constant)]) if kind == "published" else None
         accuracy = t_interval(list(cells[variant, None].values()))
-        body.append((variant, f"{spent[variant]:.4f}", spread(accuracy), spread(gain and gain.gain, "+.1f")))
+        body.append((variant, f"{spent[variant]:.4f}", spread(accuracy), spread(gain, "+.1f")))
     return markdown(("variant", "epsilon", "test accuracy, %", "over its matched constant"), body)
