@@ -155,8 +155,12 @@ def _figures(runs, attacks, sources: Sources) -> str:
         for stage in STAGES
     }
     drawn = (
-        sources.draw("accuracy", of_accuracy, "accuracy, dynamic - fixed, points"),
-        sources.draw("informed", of_success, "informed adversary, dynamic - fixed, points"),
+        sources.draw("accuracy", of_accuracy, "Accuracy of dynamic schedules minus fixed over ε, by seed"),
+        sources.draw(
+            "informed",
+            of_success,
+            "Success of the informed adversary, dynamic minus fixed over ε, by data set",
+        ),
     )
     return "\n".join(filter(None, drawn))
 

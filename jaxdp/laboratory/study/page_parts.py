@@ -69,16 +69,17 @@ class Sources:
     folder: pathlib.Path
     root: pathlib.Path
 
-    def draw(self, kind: str, curves: Mapping, ylabel: str) -> str:
+    def draw(self, kind: str, curves: Mapping, title: str) -> str:
         """The figure as Markdown, its file written; nothing where there is nothing to draw."""
-        svg = figures.intervals({name: own for name, own in curves.items() if own}, ylabel)
+        curves = {name: own for name, own in curves.items() if own}
+        svg = figures.intervals(curves, "dynamic - fixed, points")
         if not svg:
             return ""
         path = self.folder / f"{kind}.svg"
         atomic.write_text(path, figures.standalone(svg) + "\n")
         with contextlib.suppress(ValueError):
             path = path.resolve().relative_to(self.root.resolve())
-        return f"![{ylabel} over ε]({path.as_posix()})\n"
+        return f"{title}:\n\n![{title}]({path.as_posix()})\n"
 
 
 def _finalists(rows) -> str:
