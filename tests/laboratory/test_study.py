@@ -17,7 +17,7 @@ import pytest
 from jaxdp import accounting, clipping, schedules
 from jaxdp.accounting.ledger import Sampling
 from jaxdp.intervals import median_interval, t_interval
-from jaxdp.laboratory.study import attacks, page, published, trials
+from jaxdp.laboratory.study import attacks, page, page_parts, published, trials
 from jaxdp.laboratory.study import claims as findings
 from jaxdp.laboratory.study import collected as records
 from jaxdp.laboratory.study.setups import SELECTION_SEED, StudyConfig
@@ -147,8 +147,8 @@ def test_records_are_collected_and_make_a_page(trained, tmp_path):
     page.write(tmp_path / "experiments", tmp_path, tmp_path / "STUDY.md")
     text = (tmp_path / "STUDY.md").read_text()
     assert "do not cover it" in text and "mnist: no run" in text
-    assert "experiments/breast_cancer/accuracy.svg" in text
-    assert "<svg" in (tmp_path / "experiments" / "breast_cancer" / "accuracy.svg").read_text()
+    assert "](experiments/accuracy.svg)" in text
+    assert "<svg" in (tmp_path / "experiments" / "accuracy.svg").read_text()
 
 
 def _row(variant, seed, accuracy, rate=0.5, validation=0.9, target=1.0):
@@ -184,17 +184,17 @@ def test_of_the_learning_rates_the_best_are_judged_again(trained, monkeypatch):
     assert len(rows) == 3 + 2 * 2
     assert findings.chosen_rates(rows) == {("fixed", 1.0): 0.2}
     under_way = [_row("linear", SELECTION_SEED, 0.0, rate) for rate in judged]
-    assert page._finalists(under_way + rows) == "2" and page._finalists(under_way) == "all"
-    assert page._finalists([_row("fixed", 0, 0.9)]) == "–"
+    assert page_parts._finalists(under_way + rows) == "2" and page_parts._finalists(under_way) == "all"
+    assert page_parts._finalists([_row("fixed", 0, 0.9)]) == "–"
 
 
 def test_differences_are_paired_by_seed():
     selection = [_row(variant, SELECTION_SEED, 0.0) for variant in ("fixed", "linear")]
     fixed = [_row("fixed", seed, 0.5 + 0.1 * seed) for seed in range(4)]
     linear = [_row("linear", seed, 0.52 + 0.1 * seed + 1e-3 * (-1) ** seed) for seed in range(4)]
-    d = findings.difference([*selection, *fixed, *linear], ("linear", 1.0), ("fixed", 1.0))
-    np.testing.assert_allclose(d.estimate, 0.02, atol=1e-9)
-    assert 0.015 < d.low < d.high < 0.025
+    found = findings.gain([*selection, *fixed, *linear], ["linear"])
+    np.testing.assert_allclose(found.gain.estimate, 0.02, atol=1e-9)
+    assert 0.015 < found.gain.low < found.gain.high < 0.025 and found.units == 4 and found.p < 1e-3
     alone = t_interval([row["test_accuracy"] for row in linear])
     assert alone.high - alone.low > 0.2
 
@@ -266,35 +266,65 @@ def test_images_are_attacked_behind_noise_of_one_common_factor(tmp_path):
             assert len(noised[variant, stage]["rmse_of_each"]) == 4
     page.write(tmp_path / "collected", tmp_path, tmp_path / "STUDY.md")
     text = (tmp_path / "STUDY.md").read_text()
-    assert "### digits, noised batch, noise 0.3 of C" in text and "### digits, raw, no noise" in text
-    assert "collected/digits/images_early.svg" in text
-    assert "Images behind noise scaled down, late in the run" in text
+    assert "| digits | noised batch | 0.3 C |" in text and "| digits | raw | none |" in text
+    assert re.search(r"\| digits \| noised \| [+-]0\.\d{3} \[.*, 4 gradients", text)
 
 
-def test_a_side_is_named_only_with_the_mean_on_it():
-    assert findings._sign(9, 1, 20, 0.01) and findings._sign(9, 1, 20, -0.06) is None
-    assert findings._sign(0, 8, 84, -0.01) is False and findings._sign(0, 8, 84, 0.01) is None
-    assert findings._sign(2, 0, 120, 0.1) is None and findings._sign(5, 3, 20, 0.1) is None
+def test_corrections_for_many_comparisons():
+    ps = [0.01, 0.02, 0.03, 0.9]
+    np.testing.assert_allclose(findings.holm(ps), [0.04, 0.06, 0.06, 0.9])
+    assert findings.discoveries(ps) == 3 and findings.discoveries([0.2, 0.06]) == 0
+    rng = np.random.default_rng(0)
+    families = rng.uniform(size=(4000, 5)).tolist()
+    assert abs(np.mean([min(findings.holm(row)) < 0.05 for row in families]) - 0.05) < 0.01
 
 
-def test_reconstructions_are_compared_by_image():
-    def row(variant, errors):
+def test_a_detectable_difference_is_found_four_times_in_five():
+    rng = np.random.default_rng(0)
+    found = [findings.compared(rng.normal(0, 1, 5)) for _ in range(1500)]
+    assert abs(np.mean([one.p < 0.05 for one in found]) - 0.05) < 0.015
+    size = np.mean([one.detectable for one in found])
+    assert 0.7 < np.mean([findings.compared(rng.normal(size, 1, 5)).p < 0.05 for _ in range(1500)]) < 0.88
+    assert findings.compared([0.1, 0.1]).p == 0 and findings.compared([0.0, 0.0]).p == 1
+    assert findings.compared([0.1]) is None
+
+
+def test_reconstructions_are_compared_by_gradient_and_failed_attacks_decide_nothing():
+    def row(variant, errors, level=0.3):
         return {
-            "variant": variant, "target": 2.0, "leak_point": "noised", "level": 0.3, "stage": "early",
+            "variant": variant, "target": 2.0, "leak_point": "noised", "level": level, "stage": "early",
             "attack": "lbfgs", "noise_std": 0.1, "rmse_of_each": errors, "batch_size": 1,
+            "rmse": float(np.median(errors)), "rmse_mean_image": 0.4,
         }  # fmt: skip
 
     truth = np.linspace(0.01, 0.3, 16)
-    collected = {
-        name: ({}, [row("fixed", truth), *(row(v, truth + gain) for v, gain in gains.items())])
-        for name, gains in {
-            "digits": {"linear": 0.002 + 1e-4 * truth, "staircase": -0.002 * truth},
-            "mnist": {"exponential": np.where(np.arange(16) % 2, 0.01, -0.01)},
-        }.items()
-    }
-    (claim,) = findings.claims({}, collected, [])
-    assert "farther from the truth than from the fixed one in 1 of 3" in claim.sentence
-    assert "closer in 1;" in claim.sentence and claim.supports is None
+    rows = [row("fixed", truth), row("linear", truth + 0.002), row("staircase", truth + 0.004)]
+    one, out, of = findings.reconstructions(rows, "early", "noised")
+    np.testing.assert_allclose(one.gain, 0.003, atol=1e-9)
+    assert (one.units, out, of) == (16, 0, 2)
+    failing = [row("fixed", truth, 3.0), row("linear", truth + 0.3, 3.0)]
+    assert [findings.failed(one) for one in failing] == [False, True]
+    again, out, of = findings.reconstructions([*rows, *failing], "early", "noised")
+    assert (again, out, of) == (one, 1, 3)
+    assert findings.reconstructions(failing, "early", "noised") == (None, 1, 1)
+
+
+def test_sets_of_candidates_are_the_units_of_an_informed_adversary(tmp_path):
+    one = dataclasses.replace(TINY, variants=("fixed", "linear"), epsilons=(4.0,), learning_rates=(0.5,))
+    config = attacks.AttackConfig(candidate_sets=3, trials=8)
+    (workshop,) = trials.workshops(one, tmp_path)
+    attacks.attack(workshop, one, config, lambda line: None)
+    trials.train(one, tmp_path, lambda line: None)
+    records.collect(tmp_path, tmp_path / "collected")
+    found = {"breast_cancer": records.read(tmp_path / "collected" / "breast_cancer" / records.ATTACKS)}
+    (pair,) = findings.informed(found, "early")["breast_cancer"]
+    linear, fixed = (np.array(row["success_of_each_set"]) for row in pair)
+    np.testing.assert_allclose(linear.mean(), pair[0]["success"][0])
+    by_set = findings.by_set([pair])
+    assert by_set.units == 3
+    np.testing.assert_allclose(by_set.gain, t_interval(linear - fixed))
+    page.write(tmp_path / "collected", tmp_path, tmp_path / "STUDY.md")
+    assert "they are the sets of candidates" in (tmp_path / "STUDY.md").read_text()
 
 
 def test_images_of_one_gradient_are_one_observation():
@@ -330,8 +360,10 @@ def test_rdp_is_no_even_judge_of_short_runs(monkeypatch):
 
 def test_the_committed_page_has_its_figures():
     page_path = pathlib.Path(__file__).parents[2] / "benchmarks" / "STUDY.md"
-    figures = re.findall(r"\]\((experiments/[^)]*\.svg)\)", page_path.read_text())
-    assert figures and all((page_path.parent / figure).exists() for figure in figures)
+    text = page_path.read_text()
+    figures = set(re.findall(r"\]\((experiments/[^)]*\.svg)\)", text))
+    assert figures == {f"experiments/{path.name}" for path in page_path.parent.glob("experiments/*.svg")}
+    assert 0 < len(figures) <= 3 and len(text.splitlines()) < 400
 
 
 def test_the_median_interval_covers():

@@ -167,6 +167,8 @@ def informed(
                 metrics={
                     "victims": len(sets) * config.trials, "rmse": None, "rmse_mean_image": None,
                     "success": intervals.success_rate(np.concatenate(hits)), "iterations": None,
+                    # Trials of one set are no independent ones: intervals are made of these.
+                    "success_of_each_set": [float(np.mean(own)) for own in hits],
                     "bound": spent(stop=stop), "bound_of_one_step": spent(stop=start + 1), "chance": PRIOR,
                 },
             )

@@ -1,9 +1,14 @@
-"""Numbers and sentences made from the collected records of a study."""
+"""Numbers made from the collected records of a study, and the tests that compare them.
+
+What is compared is the mean over all cells (schedules, epsilons, levels of noise) that independent units
+share: seeds, leaked gradients, sets of candidates, data sets.  Cells of one unit are no further evidence.
+"""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy import stats
 
 from jaxdp import schedules
 from jaxdp.intervals import Interval, t_interval
@@ -12,8 +17,73 @@ from jaxdp.laboratory.study.trials import best_rate
 
 Row = Mapping[str, Any]
 Cell = tuple[str, float | None]
+Pair = tuple[Row, Row]
 STAGES = ("early", "middle", "late", None)
 INFORMED = "informed adversary"
+LEVEL = 0.05  # of a test, two-sided
+POWER = 0.8
+EQUIVALENT = 0.01  # a point of accuracy
+
+
+class Comparison(NamedTuple):
+    """A mean difference over independent units.
+
+    Attributes:
+      gain: with Student's interval.
+      p: of Student's test that there is none.
+      detectable: the true difference that this test finds with probability .8.
+      units: how many.
+    """
+
+    gain: Interval
+    p: float
+    detectable: float
+    units: int
+
+    @property
+    def equivalent(self) -> bool:
+        """Whether the whole interval is within a point."""
+        return max(-self.gain.low, self.gain.high) < EQUIVALENT
+
+
+def compared(differences: Sequence[float] | np.ndarray) -> Comparison | None:
+    """Of the difference of each independent unit; None where there are fewer than two."""
+    values = np.asarray(differences, float)
+    free = values.size - 1
+    if free < 1:
+        return None
+    gain, error = t_interval(values), float(values.std(ddof=1)) / values.size**0.5
+    t = abs(gain.estimate) / error if error else np.inf if gain.estimate else 0.0
+    p = 2 * stats.t.sf(t, free)
+    quantiles = stats.t.ppf([1 - LEVEL / 2, POWER], free)
+    return Comparison(gain, float(p), float(quantiles.sum()) * error, values.size)
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """p values that hold for all of a family at once (Holm 1979).
+
+    >>> holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
+    """
+    order = np.argsort(ps)
+    adjusted = np.maximum.accumulate(np.asarray(ps)[order] * np.arange(len(ps), 0, -1))
+    found = np.empty(len(ps))
+    found[order] = np.minimum(adjusted, 1.0)
+    return found.tolist()
+
+
+def discoveries(ps: Sequence[float]) -> int:
+    """How many Benjamini and Hochberg's procedure finds at a false discovery rate of .05."""
+    below = np.flatnonzero(np.sort(ps) <= LEVEL * np.arange(1, len(ps) + 1) / max(len(ps), 1))
+    return int(below[-1]) + 1 if below.size else 0
+
+
+def family(comparisons: Mapping[Any, Comparison | None]) -> dict[Any, tuple[Comparison, float]]:
+    """Comparisons with their p values by Holm over all of them."""
+    made = {key: one for key, one in comparisons.items() if one is not None}
+    return dict(
+        zip(made, zip(made.values(), holm([one.p for one in made.values()]), strict=True), strict=True)
+    )
 
 
 def chosen_rates(rows: Iterable[Row]) -> dict[Cell, float]:
@@ -49,106 +119,50 @@ def by_seed(rows: Sequence[Row]) -> dict[Cell, dict[int, float]]:
     return found
 
 
+def epsilons(rows: Sequence[Row]) -> list[float]:
+    """Those that variants were trained to."""
+    return sorted({row["target"] for row in rows if row["target"] is not None})
+
+
 def accuracies(rows: Sequence[Row]) -> dict[str, dict[float, Interval]]:
     """Variant -> epsilon -> mean test accuracy with its interval over seeds."""
     cells = by_seed(rows)
-    epsilons = sorted({epsilon for _, epsilon in cells if epsilon is not None})
     found: dict[str, dict[float, Interval]] = {}
     for variant in VARIANTS:
-        for epsilon in epsilons:
+        for epsilon in epsilons(rows):
             seeds = cells.get(cell(variant, epsilon))
             if seeds:
                 found.setdefault(variant, {})[epsilon] = t_interval(list(seeds.values()))
     return found
 
 
-def difference(rows: Sequence[Row], first: Cell, second: Cell) -> Interval | None:
-    """Mean of the differences between runs of the same seed, with Student's interval."""
+def difference(rows: Sequence[Row], pairs: Iterable[tuple[Cell, Cell]]) -> Comparison | None:
+    """Of pairs of cells, second from first: the mean over the pairs, by seeds that all of them have."""
     cells = by_seed(rows)
-    a, b = cells.get(first, {}), cells.get(second, {})
-    shared = sorted(set(a) & set(b))
-    return t_interval([a[seed] - b[seed] for seed in shared]) if len(shared) > 1 else None
+    both = [(cells[a], cells[b]) for a, b in pairs if a in cells and b in cells]
+    if not both:
+        return None
+    shared = set.intersection(*(set(own) for pair in both for own in pair))
+    return compared(np.array([np.mean([a[seed] - b[seed] for a, b in both]) for seed in sorted(shared)]))
 
 
-def _gains(rows: Sequence[Row], names: Sequence[str]) -> list[Interval]:
-    """Differences of variants to fixed, at each epsilon of theirs."""
-    cells = sorted((variant, e) for variant, e in by_seed(rows) if variant in names and e is not None)
-    found = [difference(rows, own, ("fixed", own[1])) for own in cells]
-    return [gain for gain in found if gain is not None]
+def gain(
+    rows: Sequence[Row], names: Sequence[str] = schedules.DYNAMIC, at: Sequence[float] | None = None
+) -> Comparison | None:
+    """Accuracy of variants over fixed, the mean over them and over epsilons (all by default), by seed."""
+    pairs = [(cell(name, e), ("fixed", e)) for name in names for e in (epsilons(rows) if at is None else at)]
+    return difference(rows, pairs)
 
 
-class Claim(NamedTuple):
-    """A sentence made from records, and whether it speaks for dynamic parameters; None: it decides nothing."""
-
-    supports: bool | None
-    sentence: str
-
-
-def claims(runs, attacks, published: Sequence[Row]) -> list[Claim]:
-    """What the records say of dynamic parameters at equal epsilon."""
-    made = []
-    for names, words in (
-        (schedules.DYNAMIC, "the four dynamic schedules"),
-        (("scheduled_clip",), "a falling clip bound (1.5 C to 0.5 C)"),
-        (("quantile",), "quantile clipping"),
-    ):
-        gains = {name: _gains(rows, names) for name, (_, rows) in runs.items()}
-        every = [gain for own in gains.values() for gain in own]
-        if every:
-            better, worse, mean = _tally(every)
-            each = "; ".join(_of_data_set(name, own) for name, own in gains.items() if own)
-            text = (
-                f"Accuracy of {words} against fixed parameters: better in {better} of {len(every)} "
-                f"comparisons of data set, variant and epsilon, worse in {worse}, undecided in "
-                f"{len(every) - better - worse}; mean difference {100 * mean:+.2f} points. By data set, "
-                f"better / worse / undecided, mean: {each}."
-            )
-            made.append(Claim(_sign(better, worse, len(every), mean), text))
-    return made + _of_adversary(attacks) + _of_published(published)
+def single_gains(runs, names: Sequence[str] = schedules.DYNAMIC) -> list[Comparison]:
+    """Each data set, variant and epsilon alone, by seed."""
+    found = [gain(rows, [v], [e]) for _, rows in runs.values() for v in names for e in epsilons(rows)]
+    return [one for one in found if one is not None]
 
 
-def _tally(gains: Sequence[Interval]) -> tuple[int, int, float]:
-    """How many are above 0, how many below it, and their mean."""
-    mean = float(np.mean([gain.estimate for gain in gains]))
-    return sum(gain.low > 0 for gain in gains), sum(gain.high < 0 for gain in gains), mean
-
-
-def _of_data_set(name: str, gains: Sequence[Interval]) -> str:
-    better, worse, mean = _tally(gains)
-    return f"{name} {better} / {worse} / {len(gains) - better - worse}, {100 * mean:+.1f}"
-
-
-def _sign(for_: int, against: int, of: int, gain: float) -> bool | None:
-    """Decided where a side has twice the other, more than one, more than chance (1 in 40), and the mean."""
-    least = max(1, of / 40)
-    if for_ > least and for_ >= 2 * against and gain > 0:
-        return True
-    return False if against > least and against >= 2 * for_ and gain < 0 else None
-
-
-def share(row: Row) -> Interval:
-    """The success of an attack with its interval."""
-    return Interval(*row["success"])
-
-
-def _of_adversary(attacks) -> list[Claim]:
-    rows = [{**row, "data": name} for name, (_, found) in attacks.items() for row in found]
-    informed = [row for row in rows if row["attack"] == INFORMED]
-    images = [row for row in rows if behind_noise(row)]
-    made = [
-        _compared(
-            [row for row in informed if row["stage"] == stage],
-            f"The informed adversary, {f'{stage} in the run' if stage else 'over the whole run'}",
-        )
-        for stage in STAGES
-    ]
-    made += [_images_compared([row for row in images if row["stage"] == s], s) for s in STAGES[:3]]
-    bounded = [row for row in informed if row["bound"] is not None]
-    if bounded:
-        over = sum(share(row).low > row["bound"] for row in bounded)
-        text = f"{over} of {len(bounded)} success rates have their whole interval above their bound."
-        made.append(Claim(None, text))
-    return [claim for claim in made if claim is not None]
+def share(row: Row) -> float:
+    """The success of an attack."""
+    return row["success"][0]
 
 
 def errors(row: Row) -> np.ndarray:
@@ -156,74 +170,75 @@ def errors(row: Row) -> np.ndarray:
     return np.asarray(row["rmse_of_each"], float).reshape(-1, row["batch_size"]).mean(axis=1)
 
 
+def failed(row: Row) -> bool:
+    """Whether an attack on images is no better than the mean image, which needs no gradient.
+
+    An attacker who knows the noise can always answer that: the search failed, and nothing was protected.
+    """
+    return row["rmse"] >= row["rmse_mean_image"]
+
+
+def beside_fixed(rows: Sequence[Row]) -> list[Pair]:
+    """Each attack on a dynamic schedule, of one data set, with the same attack on the fixed one."""
+
+    def leak(row: Row):
+        return row["target"], row["leak_point"], row.get("level"), row["stage"]
+
+    fixed = {leak(row): row for row in rows if row["variant"] == "fixed"}
+    return [
+        (row, fixed[leak(row)]) for row in rows if row["variant"] in schedules.DYNAMIC and leak(row) in fixed
+    ]
+
+
+def informed(attacks, stage: str | None) -> dict[str, list[Pair]]:
+    """Of each data set the informed adversary on dynamic schedules beside that on the fixed one, at a stage."""
+    found = {
+        name: beside_fixed([row for row in rows if (row["attack"], row["stage"]) == (INFORMED, stage)])
+        for name, (_, rows) in attacks.items()
+    }
+    return {name: pairs for name, pairs in found.items() if pairs}
+
+
+def means(pairs: Iterable[Pair], measure: str) -> tuple[float, float]:
+    """Of the dynamic schedules and of the fixed one beside them: the mean `success` or `bound`."""
+    found = [[share(row) if measure == "success" else row[measure] for row in pair] for pair in pairs]
+    dynamic, fixed = np.mean(found, axis=0)
+    return float(dynamic), float(fixed)
+
+
+def by_data_set(attacks, stage: str | None, at: float | None = None) -> Comparison | None:
+    """Success against dynamic schedules less that against the fixed one; the units are the data sets.
+
+    Trials of one set of candidates, and all cells of a data set, share their candidates and their noise.
+    """
+    own = informed(attacks, stage).values()
+    if at is not None:
+        own = [kept for pairs in own if (kept := [pair for pair in pairs if pair[0]["target"] == at])]
+    return compared(np.array([np.subtract(*means(pairs, "success")) for pairs in own]))
+
+
+def by_set(pairs: Sequence[Pair]) -> Comparison | None:
+    """The same of one data set; the units are the sets of candidates. None where records lack them."""
+    if not all("success_of_each_set" in row for pair in pairs for row in pair):
+        return None
+    each = [np.subtract(*(row["success_of_each_set"] for row in pair)) for pair in pairs]
+    return compared(np.mean(each, axis=0))
+
+
+def reconstructions(rows: Sequence[Row], stage: str, point: str) -> tuple[Comparison | None, int, int]:
+    """Errors on dynamic schedules less those on the fixed one behind noise, in one data set; by gradient.
+
+    Returns:
+      the comparison, None where nothing is left; pairs left out because an attack of them failed; all pairs.
+    """
+    pairs = beside_fixed(
+        [row for row in rows if behind_noise(row) and (row["stage"], row["leak_point"]) == (stage, point)]
+    )
+    sound = [pair for pair in pairs if not any(map(failed, pair))]
+    each = [errors(row) - errors(fixed) for row, fixed in sound]
+    return compared(np.mean(each, axis=0)) if each else None, len(pairs) - len(sound), len(pairs)
+
+
 def behind_noise(row: Row) -> bool:
     """Whether it is an attack on images, and on a noised gradient."""
     return row["attack"] != INFORMED and row["noise_std"] > 0
-
-
-def _beside_fixed(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
-    """Each attack on a dynamic schedule with the same attack on the fixed one."""
-
-    def leak(row: Row):
-        return row["data"], row["target"], row["leak_point"], row.get("level")
-
-    fixed = {leak(row): row for row in rows if row["variant"] == "fixed"}
-    dynamic = [row for row in rows if row["variant"] in schedules.DYNAMIC]
-    return [(row, fixed[leak(row)]) for row in dynamic if leak(row) in fixed]
-
-
-def _images_compared(rows: Sequence[Row], stage: str | None) -> Claim | None:
-    """Reconstruction errors on the dynamic schedules against those of the same images on the fixed one."""
-    gains = [t_interval(errors(row) - errors(fixed)) for row, fixed in _beside_fixed(rows)]
-    if not gains:
-        return None
-    farther, closer, mean = _tally(gains)
-    text = (
-        f"Images behind noise scaled down, {stage} in the run: reconstructions from dynamic schedules are "
-        f"farther from the truth than from the fixed one in {farther} of {len(gains)} comparisons (paired by "
-        f"gradient), closer in {closer}; mean difference in RMSE {mean:+.3f}."
-    )
-    return Claim(_sign(farther, closer, len(gains), mean), text)
-
-
-def _compared(rows: Sequence[Row], what: str) -> Claim | None:
-    """Successes against the dynamic schedules beside those of the same attacks on the fixed one."""
-    pairs = [(share(row), share(fixed)) for row, fixed in _beside_fixed(rows)]
-    if not pairs:
-        return None
-    less, more = (sum(a.high < b.low for a, b in pairs), sum(a.low > b.high for a, b in pairs))
-    own, other = (100 * np.mean([pair[i].estimate for pair in pairs]) for i in (0, 1))
-    text = (
-        f"{what}: success against dynamic schedules is lower than against the fixed one in {less} of "
-        f"{len(pairs)} comparisons, higher in {more}, intervals overlap in {len(pairs) - less - more}; "
-        f"mean {own:.1f} % against {other:.1f} %."
-    )
-    return Claim(_sign(less, more, len(pairs), float(other - own)), text)
-
-
-def _of_published(published: Sequence[Row]) -> list[Claim]:
-    as_published, equal = (
-        {row["schedule"]: row for row in published if row["at"] == at}
-        for at in ("as published", "equal epsilon")
-    )
-    if not as_published:
-        return []
-    fixed, others = as_published["fixed"], [as_published[name] for name in schedules.DYNAMIC]
-    bounds = [equal[name]["bound"] for name in schedules.DYNAMIC]
-    spent, constants = (_span(r[name] for r in others) for name in ("epsilon", "matched_constant"))
-    more = (
-        f"As published the dynamic schedules spend epsilon {spent} against {fixed['epsilon']:.3f} of the "
-        f"fixed one: as much as constants of {constants} against {fixed['matched_constant']:.3f}, so they "
-        "have more noise on average."
-    )
-    same = (
-        "Of the published comparison scaled to equal epsilon, the reconstruction bound of the whole run "
-        f"is {_span(bounds)} for the dynamic schedules against {equal['fixed']['bound']:.3f}."
-    )
-    gain = equal["fixed"]["bound"] - max(bounds)
-    return [Claim(False, more), Claim(gain > 0.005, same)]
-
-
-def _span(values: Iterable[float]) -> str:
-    low, *_, high = (f"{value:.3f}" for value in sorted(values))
-    return low if low == high else f"{low} to {high}"

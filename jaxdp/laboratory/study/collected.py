@@ -18,7 +18,7 @@ RUNS, ATTACKS = "runs.jsonl", "attacks.jsonl"
 PUBLISHED_FILE, ACCOUNTANTS = "published.jsonl", "accountants.jsonl"
 SELECTION = "The learning rate was chosen on held-out private examples: epsilon does not cover that choice."
 _OF_ATTACK = (
-    *("victims", "success", "rmse", "rmse_of_each", "batch_size", "rmse_mean_image"),
+    *("victims", "success", "success_of_each_set", "rmse", "rmse_of_each", "batch_size", "rmse_mean_image"),
     *("labels", "bound", "bound_of_one_step", "level"),
 )
 _DIFFERS = {

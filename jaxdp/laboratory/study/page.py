@@ -1,33 +1,28 @@
 """The page of a study, Markdown with figures beside it, made from its collected files alone."""
 
 import pathlib
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from jaxdp import atomic, schedules
+from jaxdp import atomic
+from jaxdp.intervals import Interval
 from jaxdp.laboratory.report.tables import markdown
-from jaxdp.laboratory.study.claims import (
-    INFORMED,
-    Claim,
-    accuracies,
-    by_seed,
-    cell,
-    chosen_rates,
-    claims,
-    difference,
-    reported,
-)
+from jaxdp.laboratory.study import claims
+from jaxdp.laboratory.study.claims import INFORMED, LEVEL, STAGES, Comparison, by_seed
 from jaxdp.laboratory.study.collected import ACCOUNTANTS, ATTACKS, PUBLISHED_FILE, RUNS, read
 from jaxdp.laboratory.study.page_attacks import adversary, images
-from jaxdp.laboratory.study.page_parts import Sources, cost, grid, published_comparison, spread, text
-from jaxdp.laboratory.study.published import accountants_table
-from jaxdp.laboratory.study.setups import SELECTION_SEED, SETUPS, VARIANTS
-
-_SIDES = {
-    True: "Speaks for dynamic parameters",
-    False: "Speaks against them, or explains their gain otherwise",
-    None: "Mixed, or decides nothing",
-}
+from jaxdp.laboratory.study.page_parts import (
+    Sources,
+    accountants,
+    accuracy,
+    cost,
+    p_value,
+    published_comparison,
+    setting,
+    spread,
+    text,
+)
+from jaxdp.laboratory.study.page_privacy import AT, at_one_epsilon, every_cell, unequal
+from jaxdp.laboratory.study.setups import SETUPS, VARIANTS
 
 
 def write(records: pathlib.Path, costs: pathlib.Path, output: pathlib.Path) -> None:
@@ -43,109 +38,131 @@ def write(records: pathlib.Path, costs: pathlib.Path, output: pathlib.Path) -> N
     attacks = {name: read(records / name / ATTACKS) for name in runs}
     (_, published), (_, accounted) = (read(records / name) for name in (PUBLISHED_FILE, ACCOUNTANTS))
     sources = Sources(records, output.parent)
+    head, _ = next(iter(runs.values()))
     parts = [
         text("head"),
-        _says(claims(runs, attacks, published)),
-        _setting(runs),
-        _accountants(accounted, sources),
-        _accuracy(runs, sources),
-        adversary(attacks, sources),
-        images(attacks, sources),
-        cost(costs),
-        published_comparison(published, runs, sources),
+        _answer(runs, attacks),
+        _summary(runs, attacks),
+        _figures(runs, attacks, sources),
+        text("threat", **head | {"sampling": head["settings"]["sampling"].capitalize()}),
+        unequal(runs),
         _missing(runs, attacks),
+        text("appendix"),
+        setting(runs),
+        every_cell(runs, attacks),
+        accuracy(runs),
+        adversary(attacks),
+        images(attacks),
+        accountants(accounted),
+        published_comparison(published, runs),
+        cost(costs),
     ]
     atomic.write_text(output, "\n".join(filter(None, parts)))
 
 
-def _says(made: Sequence[Claim]) -> str:
-    sides = {title: [c.sentence for c in made if c.supports is side] for side, title in _SIDES.items()}
-    listed = [f"**{title}.**\n\n{_listed(own)}" for title, own in sides.items() if own]
-    return "\n".join([text("says"), *listed])
+def _gains(runs) -> dict[str, tuple[Comparison, float]]:
+    """Data set -> accuracy of the dynamic schedules over the fixed one, with its p value by Holm."""
+    return claims.family({name: claims.gain(rows) for name, (_, rows) in runs.items()})
 
 
-def _listed(sentences: Sequence[str]) -> str:
-    return "".join(f"- {sentence}\n" for sentence in sentences)
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names) or "none"
 
 
-def _finalists(rows) -> str:
-    """How many learning rates were judged by all selection seeds."""
-    judges = Counter(
-        (row["variant"], row["target"], row["learning_rate"]) for row in rows if row["seed"] >= SELECTION_SEED
+def _answer(runs, attacks) -> str:
+    gains = _gains(runs)
+    sure = [(name, one.gain, spread(one, "+.2f")) for name, (one, p) in gains.items() if p < LEVEL]
+    head, _ = next(iter(runs.values()))
+    sentences = [
+        text(
+            "answer_accuracy", **head,
+            better=_listed([f"{name} ({shown} points)" for name, gain, shown in sure if gain.low > 0]),
+            worse=_listed([f"{name} ({shown} points)" for name, gain, shown in sure if gain.high < 0]),
+            equivalent=_listed([name for name, (one, _) in gains.items() if one.equivalent]),
+        )
+    ]  # fmt: skip
+    pairs = {stage: [p for own in claims.informed(attacks, stage).values() for p in own] for stage in STAGES}
+    if all(pairs.values()):
+        family = claims.family({stage: claims.by_data_set(attacks, stage) for stage in STAGES})
+        rates = {stage or "whole": _against(own, "success") for stage, own in pairs.items()}
+        differing = _listed([stage or "over the whole run" for stage, (_, p) in family.items() if p < LEVEL])
+        sentences.append(text("answer_adversary", **rates, differing=differing))
+        last = max(row["target"] for row, _ in pairs[None])
+        at = [pair for pair in pairs[None] if pair[0]["target"] == last]
+        bounds = {"all": _against(pairs[None], "bound"), "last": _against(at, "bound")}
+        sentences.append(text("answer_bound", **bounds, epsilon=last))
+    return " ".join(sentence.strip() for sentence in sentences) + "\n"
+
+
+def _against(pairs, measure: str) -> str:
+    return "{:.1f} % against {:.1f} %".format(*(100 * value for value in claims.means(pairs, measure)))
+
+
+def _both(pairs, measure: str) -> str:
+    return (
+        "{:.1f} / {:.1f}".format(*(100 * value for value in claims.means(pairs, measure))) if pairs else "–"
     )
-    if not judges:
-        return "–"
-    most = max(judges.values())
-    # Cells other than the first that was judged by all may be under way.
-    first = next(judged[:2] for judged, count in judges.items() if count == most)
-    counts = [count for judged, count in judges.items() if judged[:2] == first]
-    return "all" if min(counts) == most else str(counts.count(most))
 
 
-def _setting(runs) -> str:
-    rows = []
+def _summary(runs, attacks) -> str:
+    gains, rows = _gains(runs), []
     for name, (head, found) in runs.items():
-        s = head["settings"]
+        one, p = gains.get(name, (None, None))
+        early, late, whole = (claims.informed(attacks, stage).get(name) for stage in ("early", "late", None))
         rows.append(
             (
-                name, s["model"] + (f" ({s['activation']})" if s["activation"] else ""), s["steps"],
-                f"{s['sampling_rate']:g}",
-                len({row["seed"] for row in reported(found)}),
-                len({row["seed"] for row in found if row["seed"] >= SELECTION_SEED}),
-                _finalists(found),
-                ", ".join(f"{rate:g}" for rate in sorted({row["learning_rate"] for row in found})),
+                name,
+                *((spread(one, "+.2f"), p_value(p), f"{100 * one.detectable:.2f}") if one else ("–",) * 3),
+                *(_both(pairs, "success") for pairs in (early, late, whole)),
+                _both(whole, "bound"),
+                at_one_epsilon(head, found),
             )
-        )  # fmt: skip
-    header = (
-        *("data", "model", "steps", "q", "seeds", "seeds to choose", "of the best"),
-        "learning rates tried",
+        )
+    titles = ("data", "dynamic - fixed", "p", "detectable", "early", "late", "whole run", "its bound", "mu")
+    return text("summary", table=markdown(titles, rows), epsilon=AT, **_single(runs))
+
+
+def _single(runs) -> dict[str, int]:
+    """How single comparisons fall, by themselves and corrected."""
+    made = claims.single_gains(runs)
+    undecided = [one for one in made if one.gain.low <= 0 <= one.gain.high]
+    ps = [one.p for one in made]
+    return {
+        "cells": len(made),
+        "baselines": sum(len(claims.epsilons(rows)) for _, rows in runs.values()),
+        "better": sum(one.gain.low > 0 for one in made),
+        "worse": sum(one.gain.high < 0 for one in made),
+        "undecided": len(undecided),
+        "equivalent": sum(one.equivalent for one in undecided),
+        "holm": sum(p < LEVEL for p in claims.holm(ps)),
+        "discoveries": claims.discoveries(ps),
+    }
+
+
+def _figures(runs, attacks, sources: Sources) -> str:
+    """Over epsilon: differences in the accuracy of each data set, and in the informed adversary's success."""
+    every = sorted({e for _, rows in runs.values() for e in claims.epsilons(rows)})
+
+    def curve(of: Callable[[float], Comparison | None]) -> dict[float, Interval]:
+        found = {epsilon: of(epsilon) for epsilon in every}
+        return {e: Interval(*(100 * value for value in one.gain)) for e, one in found.items() if one}
+
+    of_accuracy = {
+        name: curve(lambda e, rows=rows: claims.gain(rows, at=[e])) for name, (_, rows) in runs.items()
+    }
+    of_success = {
+        stage or "whole run": curve(lambda e, stage=stage: claims.by_data_set(attacks, stage, e))
+        for stage in STAGES
+    }
+    drawn = (
+        sources.draw("accuracy", of_accuracy, "Accuracy of dynamic schedules minus fixed over ε, by seed"),
+        sources.draw(
+            "informed",
+            of_success,
+            "Success of the informed adversary, dynamic minus fixed over ε, by data set",
+        ),
     )
-    head, _ = next(iter(runs.values()))
-    return text("setting", table=markdown(header, rows), **head)
-
-
-def _accountants(rows, sources: Sources) -> str:
-    if not rows:
-        return ""
-    header = ("q", "steps", "ε by RDP", "fixed", *schedules.DYNAMIC)
-    table = markdown(header, accountants_table(rows))
-    return text("accountants", source=sources.stated(ACCOUNTANTS), table=table)
-
-
-def _accuracy(runs, sources: Sources) -> str:
-    parts = ["## (a) Accuracy at equal epsilon\n"]
-    for name, (_, rows) in runs.items():
-        found = accuracies(rows)
-        columns = {f"ε = {e:g}": e for e in sorted({e for own in found.values() for e in own})}
-        if columns:
-            part = text(
-                "accuracy", name=name, source=sources.stated(name, RUNS),
-                accuracies=grid(found, columns, lambda v, e, found=found: spread(found[v].get(e))),
-                differences=_differences(rows, [variant for variant in found if variant != "fixed"], columns),
-                rates=_rates(rows, list(found), columns),
-                figure=sources.draw(name, "accuracy", found, "test accuracy"),
-            )  # fmt: skip
-            parts.append(part)
-    return "\n".join(parts)
-
-
-def _rates(rows, variants: Sequence[str], columns) -> str:
-    chosen = chosen_rates(rows)
-    ends = [end(row["learning_rate"] for row in rows) for end in (min, max)]
-
-    def shown(variant: str, epsilon: float) -> str:
-        rate = chosen.get(cell(variant, epsilon))
-        return "–" if rate is None else f"({rate:g})" if rate in ends else f"{rate:g}"
-
-    return grid(variants, columns, shown)
-
-
-def _differences(rows, variants: Sequence[str], columns) -> str:
-    def shown(variant: str, epsilon: float) -> str:
-        d = difference(rows, cell(variant, epsilon), ("fixed", epsilon))
-        return f"**{spread(d, '+.1f')}**" if d and (d.low > 0 or d.high < 0) else spread(d, "+.1f")
-
-    return grid(variants, columns, shown)
+    return "\n".join(filter(None, drawn))
 
 
 def _missing(runs, attacks) -> str:
@@ -153,13 +170,15 @@ def _missing(runs, attacks) -> str:
     every = {epsilon for _, rows in runs.values() for _, epsilon in by_seed(rows) if epsilon is not None}
     for name, (_, rows) in runs.items():
         lines += _missing_runs(name, by_seed(rows), every)
-    leaked = {row["leak_point"] for _, rows in attacks.values() for row in rows if row["attack"] != INFORMED}
+    rows = [row for _, found in attacks.values() for row in found]
+    leaked = {row["leak_point"] for row in rows if row["attack"] != INFORMED}
     unseen = [] if leaked & {"raw", "clipped"} else [text("no_gradients")]
     unseen += [] if leaked & {"noised", "noised batch"} else [text("no_images")]
+    if any(row["attack"] == INFORMED and "success_of_each_set" not in row for row in rows):
+        unseen.append(text("no_sets"))
     unattacked = [name for name in runs if not attacks[name][1]]
-    silent = _listed([f"Not attacked: {', '.join(unattacked)}."] if unattacked else [])
-    limits = "".join([_listed(lines), *unseen, silent, text("limits")])
-    return f"## What the records do not show\n\n{limits}"
+    lines += [f"Not attacked: {', '.join(unattacked)}."] if unattacked else []
+    return "## Limits\n\n" + "".join([*(f"- {line}\n" for line in lines), *unseen, text("limits")])
 
 
 def _missing_runs(name: str, cells, every: set[float]) -> list[str]:

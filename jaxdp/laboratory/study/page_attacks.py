@@ -1,92 +1,115 @@
 """Parts of the page of a study: what adversaries made of its runs."""
 
+import itertools
 from collections.abc import Sequence
+from typing import Any
 
-from jaxdp.intervals import Interval, median_interval
-from jaxdp.laboratory.study.claims import INFORMED, STAGES, Row, errors, share
-from jaxdp.laboratory.study.collected import ATTACKS
-from jaxdp.laboratory.study.page_parts import Sources, grid, spread, text
+import numpy as np
+
+from jaxdp import schedules
+from jaxdp.laboratory.report.tables import markdown
+from jaxdp.laboratory.study import claims
+from jaxdp.laboratory.study.claims import INFORMED, STAGES, Row, behind_noise, errors, failed, share
+from jaxdp.laboratory.study.page_parts import p_value, spread, text
 from jaxdp.laboratory.study.setups import VARIANTS
 
-_COLUMNS = {stage or "whole run": stage for stage in STAGES}
+_NAMES = {stage: stage or "whole run" for stage in STAGES}
+_POINTS = ("noised", "noised batch")
 
 
-def adversary(attacks, sources: Sources) -> str:
+def adversary(attacks) -> str:
     """The section on the informed adversary, beside the reconstruction bound; attacks by data set."""
-    parts = []
-    for name, (_, found) in attacks.items():
-        rows = [row for row in found if row["attack"] == INFORMED]
-        if rows:
-            parts.append(f"### {name}\n")
-            for words in ("early", "late", "whole run"):
-                curves = _successes([row for row in rows if row["stage"] == _COLUMNS[words]])
-                kind = f"informed_{words.split()[0]}"
-                parts.append(sources.draw(name, kind, curves, f"informed adversary, {words}"))
-        for epsilon in sorted({row["target"] for row in rows}):
-            own = [row for row in rows if row["target"] == epsilon]
-            parts.append(_of_epsilon(own, name=name, epsilon=epsilon, source=sources.stated(name, ATTACKS)))
-    return "\n".join([text("adversary"), *parts]) if parts else ""
-
-
-def _successes(rows: Sequence[Row]) -> dict[str, dict[float, Interval]]:
-    """Variant -> epsilon -> success."""
-    found = {v: {row["target"]: share(row) for row in rows if row["variant"] == v} for v in VARIANTS}
-    return {variant: own for variant, own in found.items() if own}
-
-
-def _of_epsilon(rows: Sequence[Row], **facts) -> str:
-    cells = {(row["variant"], row["stage"]): row for row in rows}
-    names = [variant for variant in VARIANTS if any(key[0] == variant for key in cells)]
-    bounded = [v for v in names if (v, None) in cells and cells[v, None]["bound_of_one_step"] is not None]
-
-    def success(variant: str, stage: str | None) -> str:
-        row = cells.get((variant, stage))
-        if row is None:
-            return "–"
-        bound = "no bound" if row["bound"] is None else f"{100 * row['bound']:.1f}"
-        return f"{spread(share(row), '.0f')} / {bound}"
-
+    rows = [row for _, found in attacks.values() for row in found if row["attack"] == INFORMED]
+    if not rows:
+        return ""
+    family = claims.family({stage: claims.by_data_set(attacks, stage) for stage in STAGES})
+    sets = {
+        (name, stage): one
+        for stage in STAGES
+        for name, pairs in claims.informed(attacks, stage).items()
+        if (one := claims.by_set(pairs)) is not None
+    }
+    named = dict.fromkeys(name for name, _ in sets)
+    body = []
+    for stage in STAGES:
+        one, p = family.get(stage, (None, None))
+        each = (sets.get((name, stage)) for name in named)
+        body.append(
+            (
+                _NAMES[stage], spread(one, "+.1f"), p_value(p),
+                f"{100 * one.detectable:.1f}" if one else "–",
+                *(spread(own, "+.1f") for own in each),
+            )
+        )  # fmt: skip
+    bounded = [row for row in rows if row["bound"] is not None]
     return text(
-        "of_epsilon", **facts,
-        successes=grid(names, _COLUMNS, success),
-        bounds=grid(bounded, _COLUMNS, lambda v, s: f"{100 * cells[v, s]['bound_of_one_step']:.1f}"),
+        "adversary", table=markdown(("stage", "dynamic - fixed", "p", "detectable", *named), body),
+        units="; of one data set they are the sets of candidates" if named else "",
+        over=sum(row["success"][1] > row["bound"] for row in bounded), of=len(bounded),
+        successes=_successes(attacks),
     )  # fmt: skip
 
 
-def images(attacks, sources: Sources) -> str:
-    """The section on the attack on images; its arguments are those of `adversary`."""
-    parts = []
+def _successes(attacks) -> str:
+    body = []
     for name, (_, found) in attacks.items():
-        rows = [row for row in found if row["attack"] != INFORMED]
-        for stage in ("early", "late"):
-            medians: dict[str, dict[float, Interval]] = {}
-            for row in rows:
-                if (row["stage"], row["leak_point"]) == (stage, "noised"):
-                    medians.setdefault(row["variant"], {})[row["level"]] = median_interval(errors(row))
-            over = "norm of the noise of fixed over C"
-            parts.append(sources.draw(name, f"images_{stage}", medians, f"median RMSE, {stage}", over))
-        leaks: dict[str, dict[float | None, list[Row]]] = {}
-        for row in rows:
-            leaks.setdefault(row["leak_point"], {}).setdefault(row.get("level"), []).append(row)
-        for point, levels in leaks.items():
-            for level, own in levels.items():
-                noise = "no noise" if level is None else f"noise {level:g} of C for `fixed`"
-                parts.append(f"### {name}, {point}, {noise}\n\n{sources.stated(name, ATTACKS)}\n")
-                parts.append(_recognised(own))
-    return "\n".join([text("images"), *filter(None, parts)]) if any(parts) else ""
+        for variant in VARIANTS:
+            own = [row for row in found if (row["attack"], row["variant"]) == (INFORMED, variant)]
+            if own:
+                body.append((name, variant, *(_beside_bound(own, stage) for stage in STAGES)))
+    return markdown(("data", "variant", *_NAMES.values()), body)
 
 
-def _recognised(rows: Sequence[Row]) -> str:
-    cells = {(row["variant"], row["stage"]): row for row in rows}
+def _beside_bound(rows: Sequence[Row], stage: str | None) -> str:
+    own = [row for row in rows if row["stage"] == stage]
+    if not own:
+        return "–"
+    bounds = [row["bound"] for row in own if row["bound"] is not None]
+    return f"{100 * np.mean([*map(share, own)]):.1f} / {f'{100 * np.mean(bounds):.1f}' if bounds else 'none'}"
 
-    def cell(variant: str, stage: str) -> str:
-        row = cells.get((variant, stage))
-        if row is None:
-            return "–"
-        error = spread(median_interval(errors(row)), ".3f", 1)
-        # Images of one batch share their noise: no independent trials.
-        alone = row["batch_size"] == 1
-        recognised = spread(share(row), ".0f") if alone else f"{100 * share(row).estimate:.0f}"
-        return f"{recognised}, {error}"
 
-    return grid(dict.fromkeys(row["variant"] for row in rows), {stage: stage for stage in STAGES[:3]}, cell)
+def images(attacks) -> str:
+    """The section on the attack on images; attacks by data set."""
+    rows = {name: [row for row in found if row["attack"] != INFORMED] for name, (_, found) in attacks.items()}
+    rows = {name: own for name, own in rows.items() if own}
+    if not rows:
+        return ""
+    keys = [(name, point, stage) for name in rows for point in _POINTS for stage in STAGES[:3]]
+    made = {(n, p, s): claims.reconstructions(rows[n], s, p) for n, p, s in keys}
+    family = claims.family({key: one for key, (one, _, _) in made.items()})
+    body = []
+    for name, point in itertools.product(rows, _POINTS):
+        shown = []
+        for stage in STAGES[:3]:
+            _, out, of = made[name, point, stage]
+            one, p = family.get((name, point, stage), (None, None))
+            left = f"; {out} of {of} pairs left out" if out else ""
+            shown.append(
+                f"{spread(one, '+.3f', 1)}, p {p_value(p)}, {one.units} gradients{left}"
+                if one
+                else f"none{left}"
+            )
+        body.append((name, point, *shown))
+    header = ("data", "what leaked", *STAGES[:3])
+    medians = markdown((*header[:2], "noise", *header[2:]), _medians(rows))
+    return text("images", comparisons=markdown(header, body), medians=medians)
+
+
+def _medians(rows) -> list[tuple[Any, ...]]:
+    body = []
+    for name, own in rows.items():
+        for point, level in dict.fromkeys((row["leak_point"], row.get("level")) for row in own):
+            here = [row for row in own if (row["leak_point"], row.get("level")) == (point, level)]
+            cells = (_median([row for row in here if row["stage"] == stage]) for stage in STAGES[:3])
+            body.append((name, point, "none" if level is None else f"{level:g} C", *cells))
+    return body
+
+
+def _median(rows: Sequence[Row]) -> str:
+    """Of the fixed schedule and of the dynamic ones, and how many of all variants' attacks failed."""
+    found = {row["variant"]: float(np.median(errors(row))) for row in rows}
+    dynamic = sorted(found[name] for name in schedules.DYNAMIC if name in found)
+    shown = [f"{found['fixed']:.3f}"] if "fixed" in found else []
+    shown += [f"{dynamic[0]:.3f} to {dynamic[-1]:.3f}"] if dynamic else []
+    failures = sum(map(failed, filter(behind_noise, rows)))
+    return "; ".join([*shown, *([f"{failures} of {len(rows)} failed"] if failures else [])]) or "–"

@@ -1,22 +1,35 @@
-"""What the parts of the page of a study are made with, and its parts that stand on their own."""
+"""What the parts of the page of a study are made with, and its parts on accuracy, accounting and cost."""
 
+import contextlib
 import dataclasses
 import json
 import math
 import pathlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from jaxdp import atomic
+from jaxdp import atomic, schedules
 from jaxdp.intervals import Interval, t_interval
 from jaxdp.laboratory import texts
 from jaxdp.laboratory.report import figures
 from jaxdp.laboratory.report.tables import markdown
-from jaxdp.laboratory.study.claims import Row, by_seed, difference, reported
-from jaxdp.laboratory.study.collected import ATTACKS, PUBLISHED_FILE, RUNS
-from jaxdp.laboratory.study.setups import PUBLISHED
+from jaxdp.laboratory.study import claims
+from jaxdp.laboratory.study.claims import (
+    Comparison,
+    Row,
+    accuracies,
+    by_seed,
+    cell,
+    chosen_rates,
+    difference,
+    reported,
+)
+from jaxdp.laboratory.study.published import accountants_table
+from jaxdp.laboratory.study.setups import PUBLISHED, SELECTION_SEED, VARIANTS
 
 _words = texts.parts("jaxdp.laboratory.study", "page.md")
+_OTHERS = ("scheduled_clip", "quantile", "l2_max")
 
 
 def text(part: str, /, **values: Any) -> str:
@@ -30,17 +43,23 @@ def grid(names: Iterable[str], columns: Mapping[str, Any], cell: Callable[[str, 
     return markdown(("variant", *columns), rows)
 
 
-def spread(interval: Interval | None, form: str = ".1f", times: float = 100) -> str:
+def spread(found: Interval | Comparison | None, form: str = ".1f", times: float = 100) -> str:
     """An estimate with its interval, in percent or `times` as much; a dash where there is none."""
+    interval = found.gain if isinstance(found, Comparison) else found
     if interval is None:
         return "–"
     middle, low, high = (f"{times * value:{form}}" for value in interval)
     return middle if math.isnan(interval.low) else f"{middle} [{low}, {high}]"
 
 
+def p_value(p: float | None) -> str:
+    """To three places."""
+    return "–" if p is None else "< .001" if p < 0.001 else f"{p:.3f}"
+
+
 @dataclasses.dataclass(frozen=True)
 class Sources:
-    """The collected files that a page is made from, and figures that go beside them.
+    """Figures beside the collected files that a page is made from.
 
     Attributes:
       folder: of the files.
@@ -50,26 +69,101 @@ class Sources:
     folder: pathlib.Path
     root: pathlib.Path
 
-    def where(self, *parts: str) -> str:
-        """A file as the page names it."""
-        path = self.folder.joinpath(*parts)
-        try:
-            return path.resolve().relative_to(self.root.resolve()).as_posix()
-        except ValueError:
-            return path.as_posix()
-
-    def stated(self, *parts: str) -> str:
-        """The sentence that says where numbers are from."""
-        return f"From `{self.where(*parts)}`, by `jaxdp study report`."
-
-    def draw(self, name: str, kind: str, curves: Mapping, ylabel: str, xlabel: str = "ε") -> str:
+    def draw(self, kind: str, curves: Mapping, title: str) -> str:
         """The figure as Markdown, its file written; nothing where there is nothing to draw."""
-        svg = figures.intervals(curves, ylabel, xlabel)
+        curves = {name: own for name, own in curves.items() if own}
+        svg = figures.intervals(curves, "dynamic - fixed, points")
         if not svg:
             return ""
-        atomic.write_text(self.folder / name / f"{kind}.svg", figures.standalone(svg) + "\n")
-        shown = f"![{ylabel} over {xlabel}, {name}]({self.where(name, f'{kind}.svg')})"
-        return f"{shown}\n\n{self.stated(name, RUNS if kind == 'accuracy' else ATTACKS)}\n"
+        path = self.folder / f"{kind}.svg"
+        atomic.write_text(path, figures.standalone(svg) + "\n")
+        with contextlib.suppress(ValueError):
+            path = path.resolve().relative_to(self.root.resolve())
+        return f"{title}:\n\n![{title}]({path.as_posix()})\n"
+
+
+def _finalists(rows) -> str:
+    """How many learning rates were judged by all selection seeds."""
+    judges = Counter(
+        (row["variant"], row["target"], row["learning_rate"]) for row in rows if row["seed"] >= SELECTION_SEED
+    )
+    if not judges:
+        return "–"
+    most = max(judges.values())
+    # Cells other than the first that was judged by all may be under way.
+    first = next(judged[:2] for judged, count in judges.items() if count == most)
+    counts = [count for judged, count in judges.items() if judged[:2] == first]
+    return "all" if min(counts) == most else str(counts.count(most))
+
+
+def setting(runs) -> str:
+    """The section on what was trained, and at which learning rates."""
+    rows = []
+    for name, (head, found) in runs.items():
+        s = head["settings"]
+        rows.append(
+            (
+                name, s["model"] + (f" ({s['activation']})" if s["activation"] else ""), s["steps"],
+                f"{s['sampling_rate']:g}",
+                len({row["seed"] for row in reported(found)}),
+                len({row["seed"] for row in found if row["seed"] >= SELECTION_SEED}),
+                _finalists(found),
+                ", ".join(f"{rate:g}" for rate in sorted({row["learning_rate"] for row in found})),
+            )
+        )  # fmt: skip
+    header = (
+        *("data", "model", "steps", "q", "seeds", "seeds to choose", "of the best"),
+        "learning rates tried",
+    )
+    every = [
+        variant for variant in VARIANTS if any(variant == v for _, f in runs.values() for v, _ in by_seed(f))
+    ]
+    rates = markdown(("data", *every), [(name, *_rates(found, every)) for name, (_, found) in runs.items()])
+    return text("setting", table=markdown(header, rows), rates=rates)
+
+
+def _rates(rows, variants: Sequence[str]) -> list[str]:
+    """Of each variant the rates over its epsilons, once where all are the same."""
+    chosen = chosen_rates(rows)
+    ends = [end(row["learning_rate"] for row in rows) for end in (min, max)]
+    found = []
+    for variant in variants:
+        own = [chosen[key] for key in (cell(variant, e) for e in claims.epsilons(rows)) if key in chosen]
+        shown = [f"({rate:g})" if rate in ends else f"{rate:g}" for rate in own]
+        found.append(", ".join(shown if len(set(shown)) > 1 else shown[:1]) or "–")
+    return found
+
+
+def accuracy(runs) -> str:
+    """The section on accuracy: a table a data set, and the variants that are no schedule of sigma."""
+    parts = [text("accuracy")]
+    for name, (_, rows) in runs.items():
+        found, every = accuracies(rows), {f"ε = {e:g}": e for e in claims.epsilons(rows)}
+
+        def shown(variant: str, epsilon: float, rows=rows, found=found) -> str:
+            own = found[variant].get(epsilon)
+            if variant in ("non_private", "fixed") or own is None:
+                return spread(own)
+            gain = difference(rows, [((variant, epsilon), ("fixed", epsilon))])
+            return f"{100 * own.estimate:.1f}, {spread(gain, '+.1f')}"
+
+        if every:
+            parts.append(f"### {name}\n\n{grid(found, every, shown)}")
+    gains = {v: claims.family({n: claims.gain(rows, [v]) for n, (_, rows) in runs.items()}) for v in _OTHERS}
+
+    def other(name: str, variant: str) -> str:
+        one, p = gains[variant].get(name, (None, None))
+        return f"{spread(one, '+.2f')}, p {p_value(p)}" if one else "–"
+
+    if any(gains.values()):
+        parts.append(text("variants", table=grid(runs, {v: v for v in _OTHERS}, other)))
+    return "\n".join(parts)
+
+
+def accountants(rows) -> str:
+    """The section on schedules that are equal by RDP."""
+    header = ("q", "steps", "ε by RDP", "fixed", *schedules.DYNAMIC)
+    return text("accountants", table=markdown(header, accountants_table(rows))) if rows else ""
 
 
 def cost(costs: pathlib.Path) -> str:
@@ -77,13 +171,14 @@ def cost(costs: pathlib.Path) -> str:
     parts = [text("cost")]
     dynamic, memory = sorted(costs.glob("dynamic_*.json")), sorted(costs.glob("memory_*.json"))
     for path in dynamic:
-        rows = [
-            (r["model"], r["kind"], r["schedule"], f"{r['ratio_to_fixed']['median']:.4f}", r["compilations"])
-            for r in json.loads(path.read_text())["records"]
-        ]
-        stated = f"From `records/{path.name}`, by `jaxdp study report`."
-        parts.append(f"Time over that of the fixed schedule. {stated}\n")
-        parts.append(markdown(("model", "what", "schedule", "of fixed", "compilations"), rows))
+        found: dict[tuple[str, str], dict[str, str]] = {}
+        for r in json.loads(path.read_text())["records"]:
+            found.setdefault((r["model"], r["kind"]), {})[r["schedule"]] = (
+                f"{r['ratio_to_fixed']['median']:.4f}"
+            )
+        body = [(*key, *(own.get(name, "–") for name in schedules.DYNAMIC)) for key, own in found.items()]
+        parts.append(f"Time over that of the fixed schedule, from `records/{path.name}`.\n")
+        parts.append(markdown(("model", "what", *schedules.DYNAMIC), body))
     parts += [f"Memory: `records/{path.name}`, shown in [README.md](README.md).\n" for path in memory]
     parts += [
         f"There is no record of `python -m benchmarks {name}` yet, so this page says nothing of it.\n"
@@ -93,7 +188,7 @@ def cost(costs: pathlib.Path) -> str:
     return "\n".join(parts)
 
 
-def published_comparison(rows: Sequence[Row], runs, sources: Sources) -> str:
+def published_comparison(rows: Sequence[Row], runs) -> str:
     """The section on the published comparison, as published and at equal epsilon."""
     if not rows:
         return ""
@@ -108,14 +203,11 @@ def published_comparison(rows: Sequence[Row], runs, sources: Sources) -> str:
         )
         for r in rows
     ]  # fmt: skip
-    facts = {"candidates": round(1 / rows[0]["prior"]), "source": sources.stated(PUBLISHED_FILE)}
-    parts = [text("published", table=markdown(header, body), **facts, **rows[0])]
+    candidates = round(1 / rows[0]["prior"])
+    parts = [text("published", table=markdown(header, body), candidates=candidates, **rows[0])]
     for name, (_, found) in runs.items():
         if any(variant in PUBLISHED for variant, _ in by_seed(found)):
-            table = _trained_as_published(found)
-            parts.append(
-                text("trained_as_published", name=name, source=sources.stated(name, RUNS), table=table)
-            )
+            parts.append(text("trained_as_published", name=name, table=_trained_as_published(found)))
     return "\n".join(parts)
 
 
@@ -126,7 +218,7 @@ def _trained_as_published(found: Sequence[Row]) -> str:
     for variant in (v for v in PUBLISHED if (v, None) in cells):
         kind, _, schedule = variant.partition("_")
         constant = (f"matched_{schedule}", None)
-        gain = difference(found, (variant, None), constant) if kind == "published" else None
+        gain = difference(found, [((variant, None), constant)]) if kind == "published" else None
         accuracy = t_interval(list(cells[variant, None].values()))
         body.append((variant, f"{spent[variant]:.4f}", spread(accuracy), spread(gain, "+.1f")))
     return markdown(("variant", "epsilon", "test accuracy, %", "over its matched constant"), body)
