@@ -8,10 +8,13 @@ import ast
 import builtins
 import inspect
 import pathlib
+import re
 import shutil
 import textwrap
 
 builtins.GENERATING_DOCUMENTATION = True  # jaxtyping then prints annotations as they are written
+
+from sphinx.util.nodes import make_refnode  # noqa: E402
 
 import jaxdp  # noqa: E402
 
@@ -56,47 +59,33 @@ copybutton_prompt_is_regexp = True
 # Docstrings are Google style, with names in single backticks.
 default_role = "code"
 autodoc_member_order = "bysource"
-napoleon_numpy_docstring, napoleon_use_ivar, napoleon_use_rtype = False, True, False
+autodoc_typehints = "none"  # they stand in the signatures
+napoleon_numpy_docstring, napoleon_use_rtype, napoleon_attr_annotations = False, False, False
+napoleon_custom_sections = [("Attributes", "params_style")]
 maximum_signature_line_length = 70
 toc_object_entries_show_parents = "hide"
 
 nitpicky = True
-# Types of other packages, and aliases of annotations that have no page of their own.
-nitpick_ignore_regex = [
-    (r"py:.*", r"(?!jaxdp\b)([a-z_]+\.)*(Any|Array|ArrayLike|Callable|Iterator|Mapping|Sequence|Literal)"),
-    (r"py:.*", r"(Float|Int|Bool|Int32|UInt32|Shaped|PyTree|Float64)(\[.*)?"),
-    (r"py:.*", r"(jax|jnp|np|numpy|optax|pathlib|collections|typing|datetime)\..*"),
-]
 
 
-def _arguments(object_type: str, thing) -> str | None:
-    """The signature as its author wrote it: aliases by their names, no modules before types."""
-    try:
-        (node,) = ast.parse(textwrap.dedent(inspect.getsource(thing))).body
-    except (OSError, TypeError, SyntaxError, ValueError):
-        return None
-    if isinstance(node, ast.FunctionDef):
-        if object_type == "method" and node.args.args and node.args.args[0].arg in ("self", "cls"):
-            del node.args.args[0]
-        return f"({ast.unparse(node.args)})"
-    if not isinstance(node, ast.ClassDef):
-        return None
+def _fields(node: ast.ClassDef) -> str:
+    """What a dataclass or a named tuple is made from."""
     fields = [part for part in node.body if isinstance(part, ast.AnnAssign)]
-    if not fields:
-        return ""
-    named = any("kw_only=True" in ast.unparse(decorator) for decorator in node.decorator_list)
-    return f"({'*, ' * named}{', '.join(ast.unparse(field).replace(' = ', '=') for field in fields)})"
+    names = [ast.unparse(field).replace(" = ", "=") for field in fields]
+    keywords = any("kw_only=True" in ast.unparse(decorator) for decorator in node.decorator_list)
+    return f"({', '.join(['*'] * bool(keywords and names) + names)})"
 
 
 def signature_as_written(app, object_type, name, thing, options, signature, returns):
-    written = _arguments(object_type, inspect.unwrap(thing))
-    if written is None or object_type not in ("function", "method", "class"):
+    """The signature of a function, method or class as its author wrote it: aliases by their names."""
+    if object_type not in ("function", "method", "class"):
         return None
-    source = inspect.unwrap(thing)
-    if object_type == "class":
-        return written, None
-    (node,) = ast.parse(textwrap.dedent(inspect.getsource(source))).body
-    return written, ast.unparse(node.returns) if node.returns else None
+    (node,) = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(thing)))).body
+    if isinstance(node, ast.ClassDef):
+        return _fields(node), None
+    if object_type == "method" and node.args.args:
+        del node.args.args[0]  # self
+    return f"({ast.unparse(node.args)})", ast.unparse(node.returns) if node.returns else None
 
 
 def skip_fields(app, kind, name, thing, skip, options):
@@ -104,6 +93,38 @@ def skip_fields(app, kind, name, thing, skip, options):
     return True if type(thing).__name__ == "_tuplegetter" else None
 
 
+_properties: dict[str, list[str]] = {}
+
+
+def keep_property(app, kind, name, thing, options, lines):
+    """Remembers a property's text, in which napoleon would take what precedes a colon for a type."""
+    if kind == "property":
+        _properties[name] = list(lines)
+
+
+def plain_stars(app, kind, name, thing, options, lines):
+    """A star before a name, as in [B, *input_shape], begins no emphasis; after napoleon's own."""
+    lines[:] = [
+        line if line.lstrip().startswith((">>>", "...")) else re.sub(r"(?<![\w*\\`])\*(?=\w)", r"\*", line)
+        for line in _properties.pop(name, lines)
+    ]
+
+
+def link_types(app, env, node, text):
+    """A type in a signature links to the class of that name; types of other packages, and aliases, are text."""
+    if (node.get("refdomain"), node.get("reftype")) != ("py", "class"):
+        return None
+    domain, wanted = env.domains["py"], node["reftarget"].split(".")[-1]
+    alike = [name for name, *_ in domain.get_objects() if name.split(".")[-1] == wanted]
+    if len(alike) != 1:
+        return text
+    entry = domain.objects[alike[0]]
+    return make_refnode(app.builder, node["refdoc"], entry.docname, entry.node_id, text)
+
+
 def setup(app):
+    app.connect("missing-reference", link_types)
     app.connect("autodoc-process-signature", signature_as_written)
+    app.connect("autodoc-process-docstring", keep_property, priority=100)
+    app.connect("autodoc-process-docstring", plain_stars, priority=900)
     app.connect("autodoc-skip-member", skip_fields)
