@@ -53,6 +53,7 @@ nb_execution_mode = "off"
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
 highlight_language = "text"
+copybutton_selector = "div:not(.highlight-text) > div.highlight pre"  # not of what is printed
 copybutton_prompt_text = r"\$ |>>> |\.\.\. "
 copybutton_prompt_is_regexp = True
 
