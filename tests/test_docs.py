@@ -2,6 +2,7 @@
 
 import doctest
 import re
+import runpy
 
 import pytest
 from pages import PAGES, ROOT, blocks, code, run
@@ -50,3 +51,18 @@ def test_targets_of_make_exist():
     asked = [command.split() for command in COMMANDS if command.startswith("make ")]
     named = {word for words in asked for word in words[1:] if "=" not in word}
     assert named and named <= set(targets)
+
+
+def test_a_link_that_leads_nowhere_and_a_fetched_script_are_found(tmp_path):
+    names = runpy.run_path(str(ROOT / "docs" / "check_links.py"))
+    (tmp_path / "other.html").write_text("<h1 id='there'>x</h1>")
+    good = "<a href='other.html#there'>x</a> <a href='https://arxiv.org'>x</a>"
+    (tmp_path / "index.html").write_text(good)
+    assert names["problems"](tmp_path) == []
+    bad = "<a href='gone.html'></a><a href='other.html#gone'></a><script src='https://cdn.example/x.js'></script>"
+    (tmp_path / "index.html").write_text(good + bad)
+    assert [line.split(": ")[1] for line in names["problems"](tmp_path)] == [
+        "gone.html leads nowhere",
+        "fetches https://cdn.example/x.js",
+        "other.html#gone leads to no part of other.html",
+    ]
