@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: compare test smoke test-all test-gpu check benchmarks notebooks clean
+.PHONY: compare test smoke test-all test-gpu check benchmarks notebooks docs clean
 
 compare: .venv/installed
 	$(BIN)/jaxdp compare
@@ -35,6 +35,14 @@ benchmarks: .venv/installed
 notebooks: .venv/notebooks
 	$(BIN)/jupyter lab --notebook-dir=notebooks
 
+docs: .venv/docs  # docs/_build/html/index.html; builds and reads without a network
+	JAX_PLATFORMS=cpu $(BIN)/sphinx-build --fail-on-warning --keep-going --quiet --jobs 2 docs docs/_build/html
+	$(BIN)/python docs/check_links.py docs/_build/html
+
+.venv/docs: .venv/installed
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	@touch $@
+
 .venv/notebooks: .venv/installed
 	$(BIN)/python -m pip install --quiet --editable '.[notebooks]'
 	@touch $@
@@ -47,4 +55,4 @@ notebooks: .venv/notebooks
 	@touch $@
 
 clean:
-	rm -rf .venv runs
+	rm -rf .venv runs docs/_build docs/notebooks docs/benchmarks
