@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 VOCABULARY, WIDTH, LENGTH, SIZE = 60, 32, 6, 3
 FREQUENCY = 1 / np.arange(1, VOCABULARY + 1) / np.sum(1 / np.arange(1, VOCABULARY + 1))
-QUICK = {"candidates": 8, "beam": 6}
+QUICK = {"candidates": 20, "beam": 6}
 PLAIN, AWARE = tokens.TokenAttack(noise_aware=False, **QUICK), tokens.TokenAttack(**QUICK)
 
 
@@ -184,11 +184,11 @@ def test_who_knows_the_noise_finds_more():
 @pytest.mark.parametrize("attack", [PLAIN, AWARE], ids=["plain", "noise_aware"])
 def test_behind_much_noise_nothing_is_found(attack):
     """No more than by the commonest token at every place, which needs no gradient."""
-    leak, truths = Leak(clip="flat"), passages(24, seed=10)[:, None]
+    leak, truths = Leak(clip="flat"), passages(12, seed=10)[:, None]
     right = [
         (recovered(*model(), t, leak, attack, std=100.0, seed=i)[0] == t).mean() for i, t in enumerate(truths)
     ]
-    assert np.mean(right) < FREQUENCY[0] + 4 * np.sqrt(FREQUENCY[0] / (24 * LENGTH))
+    assert np.mean(right) < FREQUENCY[0] + 4 * np.sqrt(FREQUENCY[0] / (12 * LENGTH))
 
 
 def test_frequencies():

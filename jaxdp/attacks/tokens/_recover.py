@@ -17,6 +17,10 @@ from jaxdp.attacks.tokens.evidence import Spans
 from jaxdp.attacks.tokens.ngrams import Ngrams
 from jaxdp.attacks.tokens.products import Layers
 
+_UNLIKELY = 40.0  # nats behind the best token of a place
+_OUTSIDE = 9.0  # the same of minus the log of the share that lies outside of the span
+_ROUNDS = 3  # of choosing among sequences
+_HOPELESS = 100.0  # nats behind the last sequence that may be of the batch
 _ROUNDING = 1e-6  # of a float32 gradient, relative to its norm
 
 
@@ -28,18 +32,20 @@ class TokenAttack:
       noise_aware: directions of the spans count by what the noise left of them, and what is known of the
         language and the likelihood of the whole gradient decide with them; else the spans alone decide, as
         in DAGER, as if nothing had been added.
-      candidates: tokens tried at a place.
+      candidates: tokens tried at a place, at most.
+      proposals: tokens that one may give way to.
       beam: sequences kept from one place to the next.
       sweeps: at most, in which each token is reconsidered.
     """
 
     noise_aware: bool = True
-    candidates: int = 16
+    candidates: int = 64
+    proposals: int = 8
     beam: int = 16
     sweeps: int = 2
 
     def __post_init__(self):
-        _validate.whole(candidates=self.candidates, beam=self.beam)
+        _validate.whole(candidates=self.candidates, beam=self.beam, proposals=self.proposals)
         _validate.whole(0, sweeps=self.sweeps)
 
 
@@ -64,6 +70,7 @@ class Recovered(NamedTuple):
 class _Search(NamedTuple):
     """What all parts of one search share."""
 
+    size: int
     layers: Layers
     causal: Spans
     local: Float[np.ndarray, "t v"]
@@ -74,27 +81,34 @@ class _Search(NamedTuple):
     def beam(self) -> Int[np.ndarray, "k l"]:
         """Sequences from the first place to the last, those with the best scores kept at each."""
         width, rows = self.attack.beam, self.layers.rows
-        kept = np.zeros((width, self.layers.length), np.int32)
-        totals = np.where(np.arange(width) == 0, 0.0, -np.inf)
+        kept, totals = np.zeros((1, self.layers.length), np.int32), np.zeros(1)
         for place in range(rows):
-            known = (
-                self.prior.after(kept[:, place - 1]) if place else self.prior.unigram[None].repeat(width, 0)
-            )
-            tried = best(self.local[place] + self.prior.unigram, self.attack.candidates)
+            known = self.prior.after(kept[:, place - 1]) if place else self.prior.unigram[None]
+            tried = self._tried(place)
             longer = np.repeat(kept, len(tried), axis=0)
-            longer[:, place] = np.tile(tried, width)
-            step = (self.local[place] + known)[:, tried].ravel() + self.causal.scores(longer)[:, place]
-            scores = np.repeat(totals, len(tried)) + step
+            longer[:, place] = np.tile(tried, len(kept))
+            step = (self.local[place][None] + known)[:, tried].ravel()
+            scores = np.repeat(totals, len(tried)) + step + self.causal.scores(longer, place)[:, 0]
             chosen = best(scores, width)
-            kept, totals = longer[chosen], scores[chosen]
-        kept = kept[np.isfinite(totals)]
+            hopeless = scores[chosen] < scores[chosen[: self.size]].min() - _HOPELESS
+            kept, totals = longer[chosen[~hopeless]], scores[chosen[~hopeless]]
         for place in range(rows, self.layers.length):
             kept[:, place] = self.prior.after(kept[:, place - 1]).argmax(1)
-        return kept
+        return kept[np.minimum(np.arange(width), len(kept) - 1)]
+
+    def _tried(self, place: int) -> Int[np.ndarray, " k"]:
+        """The tokens tried at a place: those whose scores are near the best, which many of one batch may share.
+
+        The inputs of the first layer are sums of a token's and a place's vector: the span of a batch that has a
+        token at two places, and two at one, holds what it never had.
+        """
+        scores = self.local[place] + self.prior.unigram
+        found = best(scores, self.attack.candidates)
+        return found[scores[found] > scores[found[0]] - (_UNLIKELY if self.attack.noise_aware else _OUTSIDE)]
 
     def propose(self, problem: likelihood.Problem, batch: likelihood.Batch, example: int, place: int):
         """The tokens that the spans, and that the output's gradient at the place before, make likely."""
-        count, rows = self.attack.candidates, self.layers.rows
+        count, rows = self.attack.proposals, self.layers.rows
         predicted = self._predicted(problem, batch, example, place)
         if predicted is None:
             if place >= rows:
@@ -203,7 +217,7 @@ def _prepared(loss_fn, params, gradient, layers, count, noise_std, prior, attack
     scores = evidence.by_place(local, layers, vocabulary)
     if attack.noise_aware:
         scores = scores + evidence.presence(gradient, vocabulary, count, noise_std)[None]
-    return _Search(layers, causal, scores, local.tests[0].directions, prior, attack)
+    return _Search(count // layers.rows, layers, causal, scores, local.tests[0].directions, prior, attack)
 
 
 def _found(search, loss_fn, params, gradient, leak, conditions) -> Recovered:
@@ -214,12 +228,18 @@ def _found(search, loss_fn, params, gradient, leak, conditions) -> Recovered:
     whole = float(norm(total))
     std = max(size * float(conditions.noise_std), _ROUNDING * whole / entries**0.5, 1e-30)
     problem = likelihood.Problem(loss_fn, params, leak.clip, bound, std, search.prior)
-    batch = likelihood.chosen(problem, total, search.beam(), size)
     rows, length = search.layers.rows, search.layers.length
-    within = search.attack.noise_aware and conditions.noise_std > 0
-    for places in ([*range(rows, length)], [*range(length)] if within else []):
-        batch = likelihood.bettered(
-            problem, batch, places, functools.partial(search.propose, problem), search.attack.sweeps
-        )
+    propose, sweeps = functools.partial(search.propose, problem), search.attack.sweeps
+    candidates = search.beam()
+    batch = likelihood.chosen(problem, total, candidates, size)
+    for _ in range(_ROUNDS if size > 1 else 1):
+        before = batch.tokens
+        batch = likelihood.bettered(problem, batch, [*range(rows, length)], propose, sweeps)
+        if size > 1:  # who was chosen when the predicted tokens were not yet known
+            batch = likelihood.chosen_again(problem, batch, candidates)
+        if (batch.tokens == before).all():
+            break
+    if search.attack.noise_aware and conditions.noise_std > 0:
+        batch = likelihood.bettered(problem, batch, [*range(length)], propose, sweeps)
     left = float(norm(batch.residual)) ** 2 / max(whole**2, 1e-30)
     return Recovered(batch.tokens, left, search.directions)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from jaxdp.attacks.leaks import precise
 from jaxdp.attacks.tokens import products, spans
@@ -15,6 +15,8 @@ from jaxdp.attacks.tokens.products import Layer, Layers
 _AT_ONCE = 64  # sequences computed at a time
 _TINY = 1e-12
 _RESIDUAL = 1e-6  # of float32, the share of an input outside of the span that it is in
+_UNSEEN = 0.01  # the least probability that a token is seen, and that it is not
+_NARROW = 1e-3  # the least deviation of a share
 _MOST = 20.0  # nats that a table's row may say of its token: what it assumes of the signal is rough
 
 
@@ -23,35 +25,59 @@ class Test(NamedTuple):
 
     Attributes:
       outside: see `spans.Span`.
-      null, std: mean and standard deviation of that share for tokens that were not there.
-      true: the share to be expected of those that were.
+      null, std: mean and standard deviation of that share at each place, for tokens that were not there.
+      left: what of the mean is left for those that were, and are seen: 0 where the span is exact.
+      seen: the probability that a token that was there is seen: directions a token.
       directions: how many the span has, see `spans.Span.share`.
     """
 
-    outside: Float[np.ndarray, "n n"]
-    null: float
-    std: float
-    true: float
+    outside: Float[Array, "n n"]
+    null: Float[np.ndarray, " t"]
+    std: Float[np.ndarray, " t"]
+    left: float
+    seen: float
     directions: float
 
-    def log_ratio(self, share: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
-        """How much likelier a share is for a token that was there, in nats: both normal, of one deviation."""
-        return (self.null - self.true) * (self.null + self.true - 2 * share) / (2 * self.std**2)
+    def log_ratio(self, share: Float[np.ndarray, "k _"], place: int | None) -> Float[np.ndarray, "k _"]:
+        """How much likelier a share is for a token that was there than for another, in nats.
+
+        Of a token that was there and is not seen it is as likely as of any other.  Else both are normal; that
+        of tokens that were there has a mean and a deviation smaller by `left`, and a share below its mean
+        counts as the mean.
+        """
+        there = slice(None) if place is None else slice(place, place + 1)
+        null, std = self.null[there], self.std[there]
+        narrow = np.maximum(self.left * std, _NARROW)
+        beyond = np.maximum(share - (self.left * null)[None], 0)
+        ratio = np.square((share - null[None]) / std[None]) - np.square(beyond / narrow[None])
+        ratio = ratio / 2 + np.log(std / narrow)[None]
+        return np.logaddexp(np.log(self.seen) + ratio, np.log1p(-self.seen))
 
 
 @functools.lru_cache(maxsize=32)
-def _shares(loss_fn, layers: tuple[Layer, ...]):
-    def shares(params, tokens, outside):
-        inputs = products.inputs_of(loss_fn, layers, params, tokens)
-        return [
-            jnp.square(x @ each).sum(-1) / jnp.maximum(jnp.square(x).sum(-1), _TINY)
-            for x, each in zip(inputs, outside, strict=True)
-        ]
+def _program(loss_fn, layers: tuple[Layer, ...], one: bool):
+    """The shares outside of the spans: of sequences [k, L] at every place, or at one alone."""
 
-    def mapped(params, tokens, outside):
-        return jax.lax.map(lambda ids: shares(params, ids, outside), tokens, batch_size=_AT_ONCE)
+    def shares(params, tokens, outside, place):
+        found = []
+        for x, each in zip(products.inputs_of(loss_fn, layers, params, tokens), outside, strict=True):
+            x = jax.lax.dynamic_slice_in_dim(x, place, 1) if one else x
+            found.append(jnp.square(x @ each).sum(-1) / jnp.maximum(jnp.square(x).sum(-1), _TINY))
+        return found
 
-    return jax.jit(precise(mapped))
+    return jax.jit(precise(jax.vmap(shares, (None, 0, None, None))))
+
+
+def _shares(loss_fn, layers, params, tokens, outside, place=None) -> list[np.ndarray]:
+    """Of each layer [K, T], or [K, 1] at a place; as many at a time as one program takes."""
+    program, each = _program(loss_fn, layers, place is not None), []
+    for first in range(0, len(tokens), _AT_ONCE):
+        some = np.zeros((_AT_ONCE, tokens.shape[1]), np.int32)
+        part = tokens[first : first + _AT_ONCE]
+        some[: len(part)] = part
+        found = program(params, some, outside, place or 0)
+        each.append([np.asarray(x, np.float64)[: len(part)] for x in found])
+    return [np.concatenate(column) for column in zip(*each, strict=True)]
 
 
 class Spans(NamedTuple):
@@ -71,14 +97,12 @@ class Spans(NamedTuple):
     tests: tuple[Test, ...]
     aware: bool
 
-    def scores(self, tokens: Int[np.ndarray, "k l"]) -> Float[np.ndarray, "k t"]:
-        """The score of each token of each sequence, given those before it."""
-        outside = [jnp.asarray(test.outside) for test in self.tests]
-        shares = _shares(self.loss_fn, self.layers)(self.params, jnp.asarray(tokens, jnp.int32), outside)
+    def scores(self, tokens: Int[np.ndarray, "k l"], place: int | None = None) -> Float[np.ndarray, "k t"]:
+        """The score of each token of each sequence, given those before it; [K, 1] of one place."""
+        outside = [test.outside for test in self.tests]
+        shares = _shares(self.loss_fn, self.layers, self.params, tokens, outside, place)
         each = [
-            test.log_ratio(np.asarray(share, np.float64))
-            if self.aware
-            else -np.log(np.asarray(share, np.float64) + _RESIDUAL)
+            test.log_ratio(share, place) if self.aware else -np.log(share + _RESIDUAL)
             for test, share in zip(self.tests, shares, strict=True)
         ]
         return np.sum(each, axis=0)
@@ -114,14 +138,14 @@ def tested(
         spans.span(np.asarray(matrix, np.float64), tokens, noise_std if aware else 0.0)
         for matrix in matrices(params, gradient)
     ]
-    outside = [jnp.asarray(each.outside) for each in found]
-    shares = _shares(loss_fn, layers)(params, jnp.asarray(reference, jnp.int32), outside)
+    shares = _shares(loss_fn, layers, params, reference, [jnp.asarray(each.outside) for each in found])
     tests = []
     for layer, each, share in zip(layers, found, shares, strict=True):
-        null, std = float(share.mean()), max(float(share.std()), 1e-3)
-        # A token that was there has its length in the N directions that were seen, another one in all n.
-        part = (1 - min(each.share / tokens, 1.0)) / max(1 - each.share / layer.width, _TINY)
-        tests.append(Test(each.outside, null, std, null * min(part, 1.0), each.share))
+        # A token that is seen has its length in the directions that are seen, another one in all n.
+        left = (1 - each.share / max(each.seen, 1)) / max(1 - each.share / layer.width, _TINY)
+        seen = float(np.clip(each.seen / tokens, _UNSEEN, 1 - _UNSEEN))
+        std = np.maximum(share.std(0), _NARROW)
+        tests.append(Test(jnp.asarray(each.outside), share.mean(0), std, min(left, 1.0), seen, each.share))
     return Spans(loss_fn, params, layers, tuple(tests), aware)
 
 
@@ -136,6 +160,7 @@ def presence(gradient: PyTree, vocabulary: int, tokens: int, noise_std: float) -
 
     A row of an embedding or of an output has a gradient where its token was there: entries of N(0, s^2 + a^2)
     against N(0, s^2), with a^2 from what all rows have beyond the noise, and s^2 no less than the median row.
+    The table that says most counts: what stands first is not predicted, what stands last goes nowhere in.
 
     Args:
       gradient: what leaked.
@@ -143,7 +168,7 @@ def presence(gradient: PyTree, vocabulary: int, tokens: int, noise_std: float) -
       tokens: N, in the batch.
       noise_std: s.
     """
-    total = np.zeros(vocabulary)
+    tables = []
     for leaf in jax.tree.leaves(gradient):
         if leaf.shape.count(vocabulary) != 1 or leaf.ndim < 2:
             continue
@@ -153,5 +178,5 @@ def presence(gradient: PyTree, vocabulary: int, tokens: int, noise_std: float) -
         noise = max(noise_std**2, float(np.median(energy)) / n, 1e-8 * float(energy.max()) / n, 1e-30)
         signal = max(float((energy - noise * n).sum()), 0.0) / (n * min(tokens, vocabulary))
         ratio = signal / (noise + signal)
-        total += np.clip((energy / noise * ratio + n * np.log1p(-ratio)) / 2, -_MOST, _MOST)
-    return total
+        tables.append(np.clip((energy / noise * ratio + n * np.log1p(-ratio)) / 2, -_MOST, _MOST))
+    return np.max(tables, axis=0) if tables else np.zeros(vocabulary)

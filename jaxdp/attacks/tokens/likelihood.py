@@ -132,6 +132,16 @@ def chosen(problem: Problem, total: PyTree, candidates: Int[np.ndarray, "k l"], 
     return batch
 
 
+def chosen_again(problem: Problem, batch: Batch, candidates: Int[np.ndarray, "k l"]) -> Batch:
+    """The batch after each example gave way to the candidate, or the copy of another, that explains more."""
+    for place in range(len(batch.tokens)):
+        tried = np.concatenate([batch.tokens[place][None], batch.tokens, candidates])
+        best = int(np.argmin(problem.costs(batch.without(place), tried)))
+        if (tried[best] != tried[0]).any():
+            batch = batch.put(problem, place, tried[best])
+    return batch
+
+
 def bettered(problem: Problem, batch: Batch, places: list[int], propose: Proposals, sweeps: int) -> Batch:
     """The batch after sweeps in which each token gives way to what makes the batch more probable.
 

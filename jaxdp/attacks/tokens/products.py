@@ -201,6 +201,23 @@ def matrices_program(loss_fn, layers: tuple[tuple[int, ...], ...], length: int):
     return jax.jit(matrices)
 
 
+@functools.lru_cache(maxsize=32)
+def _looking(loss_fn, form, shapes, length):
+    """A compiled `(params, tokens [K, L]) -> inputs` of all products, and what its tracing fills in of each."""
+    del form, shapes, length  # what the trace depends on
+    facts: list[tuple] = []
+
+    def look(params, tokens):
+        tracing = _traced(loss_fn, params, params, tokens)
+        facts[:] = [
+            (p.source, *p.inputs.shape, p.gradient.shape[1], _alone(p.matrix, tracing.used))
+            for p in tracing.found
+        ]
+        return [p.inputs for p in tracing.found]
+
+    return jax.jit(precise(jax.vmap(look, (None, 0)))), facts
+
+
 def find(loss_fn, params: PyTree, length: int, vocabulary: int) -> Layers:
     """Finds the products whose inputs tell tokens, by what changes when a token does.
 
@@ -213,28 +230,18 @@ def find(loss_fn, params: PyTree, length: int, vocabulary: int) -> Layers:
     Raises:
       ValueError: no product takes each token by itself, or none depends on those before it alone.
     """
-    shapes: list[tuple] = []
-
-    def look(params, tokens):
-        tracing = _traced(loss_fn, params, params, tokens)
-        names = [p.matrix for p in tracing.found]
-        alone = [_alone(name, tracing.used) for name in names]
-        shapes[:] = [
-            (p.matrix, p.source, *p.inputs.shape, p.gradient.shape[1], once)
-            for p, once in zip(tracing.found, alone, strict=True)
-        ]
-        return [p.inputs for p in tracing.found]
-
     rng = np.random.default_rng(0)
     first = rng.integers(0, vocabulary, length)
     changed = np.where(
         np.eye(length, dtype=bool), (first + 1 + rng.integers(0, vocabulary - 1)) % vocabulary, first
     )
     tokens = np.concatenate([first[None], changed]).astype(np.int32)
-    rows = jax.jit(precise(jax.vmap(look, (None, 0))))(params, tokens)
+    leaves, form = jax.tree.flatten(params)
+    look, shapes = _looking(loss_fn, form, tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves), length)
+    rows = look(params, tokens)
     kinds = [_kind(np.asarray(x)) if x.ndim == 3 else None for x in rows]
     gathered = {kind: _layers(shapes, kinds, kind) for kind in ("local", "causal")}
-    output = [i for i, s in enumerate(shapes) if s[4] == vocabulary and kinds[i] == "causal"]
+    output = [i for i, s in enumerate(shapes) if s[3] == vocabulary and kinds[i] == "causal"]
     local, causal = gathered["local"], gathered["causal"]
     causal = tuple(layer for layer in causal if local and layer.rows == local[0].rows)
     if not local:
@@ -266,7 +273,7 @@ def _kind(rows: Array | np.ndarray) -> str | None:
 def _layers(shapes, kinds, kind) -> tuple[Layer, ...]:
     """The products of one kind whose matrices are used once, gathered by their input."""
     gathered: dict[int, list[int]] = {}
-    for i, (_, source, *_rest, once) in enumerate(shapes):
+    for i, (source, *_rest, once) in enumerate(shapes):
         if kinds[i] == kind and once:
             gathered.setdefault(source, []).append(i)
-    return tuple(Layer(tuple(i), shapes[i[0]][2], shapes[i[0]][3]) for i in gathered.values())
+    return tuple(Layer(tuple(i), shapes[i[0]][1], shapes[i[0]][2]) for i in gathered.values())

@@ -22,10 +22,12 @@ class Span(NamedTuple):
 
     Attributes:
       outside: [n, n]; the squared length of h @ outside is what of h lies outside of the span.
-      share: the sum of the squared cosines of its directions: their number, where they are exact.
+      seen: the number of its directions.
+      share: the sum of their squared cosines: their number, where they are exact.
     """
 
     outside: Float[np.ndarray, "n n"]
+    seen: int
     share: float
 
 
@@ -38,12 +40,12 @@ def span(gradient: Float[np.ndarray, "n m"], tokens: int, noise_std: float = 0.0
       noise_std: s, of the noise on every entry; 0 keeps what float32 resolves, each direction as exact.
     """
     n, m = gradient.shape
-    vectors, values, _ = np.linalg.svd(np.asarray(gradient, np.float64), full_matrices=True)
+    vectors, values, _ = np.linalg.svd(np.asarray(gradient, np.float64), full_matrices=m < n)
     values = np.concatenate([values, np.zeros(n - len(values))])
     floor = _ROUNDING * values[0] / (np.sqrt(n) + np.sqrt(m))
     kept = squared_cosines(values, n, m, noise_std) if noise_std > floor else (values > _ROUNDING * values[0])
     kept = np.where(np.arange(n) < tokens, kept, 0.0)
-    return Span((vectors * np.sqrt(1 - kept)).astype(np.float32), float(kept.sum()))
+    return Span((vectors * np.sqrt(1 - kept)).astype(np.float32), int((kept > 0).sum()), float(kept.sum()))
 
 
 def squared_cosines(
