@@ -85,7 +85,7 @@ def test_of_an_own_network_the_matrices_are_found_by_what_goes_into_them():
     @jax.jit
     def mixed(params, x):
         query, key, value = jnp.split(x @ params["a"].T, 3, axis=-1)  # one matrix, stored the other way round
-        scores = jnp.where(jnp.tril(jnp.ones((len(x), len(x)), bool)), query @ key.T, -1e9)
+        scores = jnp.where(jnp.tril(jnp.ones((len(x), len(x)), bool)), query @ key.T / WIDTH, -1e9)
         return x + jax.nn.softmax(scores) @ value
 
     def loss_fn(params, ids):

@@ -20,7 +20,7 @@ from jaxdp.attacks.tokens.products import Layers
 _UNLIKELY = 40.0  # nats behind the best token of a place
 _OUTSIDE = 9.0  # the same of minus the log of the share that lies outside of the span
 _ROUNDS = 3  # of choosing among sequences
-_HOPELESS = 100.0  # nats behind the last sequence that may be of the batch
+_HOPELESS = 40.0  # nats behind the last sequence that may be of the batch
 _ROUNDING = 1e-6  # of a float32 gradient, relative to its norm
 
 
