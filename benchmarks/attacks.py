@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks import forecasts
+from benchmarks import attacks_text, forecasts
 from jaxdp import atomic, data, models, records
 from jaxdp.attacks import Attack, Conditions, Leak, Setting, evaluate, public_knowledge
 from jaxdp.attacks.leaks import NOISELESS, RAW
@@ -278,6 +278,7 @@ TABLES = {
     "windows": windows,
     "tabular": tabular,
     **forecasts.TABLES,
+    **attacks_text.TABLES,
 }
 
 

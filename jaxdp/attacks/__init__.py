@@ -16,6 +16,7 @@ of known examples, `judge` scores a reconstruction.  A leak goes this way:
 | `smoothing`, `solvers` | smooth ReLUs; L-BFGS and Adam, one lane each                                     |
 | `_judge`, `metrics`   | how well it went                                                                  |
 | `first_layer`, `candidates`, `expected_error` | attacks and forecasts that need no search                 |
+| `tokens`              | text: the tokens behind the gradient of a language model (`tokens.recover`)       |
 """
 
 from jaxdp.attacks._invert import invert

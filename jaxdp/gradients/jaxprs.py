@@ -13,6 +13,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 # Calls that only group equations: their body can stand in their place.
 _GROUPING = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr"}
 _REMATERIALISED = {"checkpoint": "jaxpr", "remat": "jaxpr", "remat2": "jaxpr"}
+CALLS = frozenset(_GROUPING | _REMATERIALISED)  # whose bodies `evaluate` walks itself
 
 Rule = Callable[[JaxprEqn, Sequence[Any]], Sequence[Any] | None]
 

@@ -12,7 +12,7 @@ from tyro.conf import OmitArgPrefixes
 from jaxdp import _validate, atomic, data, models, records
 from jaxdp.attacks import metrics, public_knowledge
 from jaxdp.laboratory.console import line
-from jaxdp.laboratory.leakage import forecast, origin, picture, sweep
+from jaxdp.laboratory.leakage import forecast, origin, picture, sweep, text
 from jaxdp.laboratory.leakage.sweep import MEANING, Model, Settings, break_down
 from jaxdp.laboratory.records import attack_record
 from jaxdp.training import configured
@@ -27,7 +27,8 @@ class Target:
     checkpoint: pathlib.Path | None = None
     """Folder of `jaxdp train --output`: its model and data are attacked; None for a fresh model."""
     data: str = "digits"
-    """Data set; victims are test examples, what the attacker knows comes from the training split."""
+    """Data set; victims are test examples, what the attacker knows comes from the training split.  `text` for
+    passages of what `help()` shows, and a fresh decoder."""
     image_size: int = 28
     """Side of the images."""
     model: str | None = None
@@ -42,6 +43,12 @@ class Target:
     def __post_init__(self):
         _validate.whole(image_size=self.image_size)
         _validate.whole(public=self.public, minimum=2)
+        if self.data == text.NAME and self.checkpoint is not None:
+            raise ValueError(
+                f"checkpoint={str(self.checkpoint)!r}: with data='text' a fresh decoder is attacked"
+            )
+        if self.model not in (None, "decoder") if self.data == text.NAME else self.model == "decoder":
+            raise ValueError(f"model={self.model!r}, data={self.data!r}: a decoder and text need each other")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,6 +167,8 @@ def record(config: Config, row: dict, originals: np.ndarray, found: np.ndarray, 
 
 def run(config: Config) -> None:
     """Attacks, prints the tables, writes attack.json, attack.png and the records."""
+    if config.target.data == text.NAME:
+        return text.run(config.settings, config.flat(), config.output)
     model, described, step = load(config.target, config.settings)
     settings = _with_own_noise(config, step)
     print(f"{described}; clip C = {settings.l2_norm_clip:g}", flush=True)
