@@ -22,8 +22,8 @@ HERE = pathlib.Path(__file__).parent
 # Sphinx reads below its own folder alone; these are copied there for each build, and git ignores them.
 MIRRORED = {
     "notebooks": ["notebooks/*.ipynb"],
-    "benchmarks": ["benchmarks/README.md", "benchmarks/STUDY.md", "benchmarks/records/tuning_accuracy.json"],
-    "benchmarks/experiments": ["benchmarks/experiments/*/*.svg"],
+    "benchmarks": ["benchmarks/README.md", "benchmarks/STUDY.md", "benchmarks/records/*.json"],
+    "benchmarks/experiments": ["benchmarks/experiments/*.svg"],
 }
 
 
