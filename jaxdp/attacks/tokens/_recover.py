@@ -239,7 +239,8 @@ def _found(search, loss_fn, params, gradient, leak, conditions) -> Recovered:
             batch = likelihood.chosen_again(problem, batch, candidates)
         if (batch.tokens == before).all():
             break
-    if search.attack.noise_aware and conditions.noise_std > 0:
+    unexplained = float(norm(batch.residual)) ** 2 > 2 * entries * std**2
+    if search.attack.noise_aware and (conditions.noise_std > 0 or unexplained):
         batch = likelihood.bettered(problem, batch, [*range(length)], propose, sweeps)
     left = float(norm(batch.residual)) ** 2 / max(whole**2, 1e-30)
     return Recovered(batch.tokens, left, search.directions)
